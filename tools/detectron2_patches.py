@@ -298,9 +298,7 @@ PATCHES: tuple[Patch, ...] = (
         name="caffe2-export",
         file="detectron2/export/__init__.py",
         old="from .api import *\nfrom .flatten import TracingAdapter\n",
-        new=(
-            "from .flatten import TracingAdapter\n"
-        ),
+        new=("from .flatten import TracingAdapter\n"),
         why="torch no longer ships caffe2: importing detectron2.export (and utils.analysis) fails.",
     ),
     Patch(
@@ -346,7 +344,8 @@ def patch_label() -> str:
 
     It changes with the table, so that a build made from an older table is recognised.
     """
-    content = repr((PATCHES, sorted(GENERATED_FILES.items()))).encode()
+    rows = [(patch.file, patch.old, patch.new, patch.count) for patch in PATCHES]
+    content = repr((rows, sorted(GENERATED_FILES.items()))).encode()
     return "fx." + hashlib.sha256(content).hexdigest()[:8]
 
 
