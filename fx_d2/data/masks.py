@@ -1,0 +1,255 @@
+"""Mask references: what a record holds in place of pixels, and the one function that decodes them.
+
+A record of CheXmask or SIIM would be a hundred times larger with its masks decoded, and reading 18,000 rows would
+take minutes; so records keep the vendor's own run lengths, polygons or file names and :func:`load_mask` turns
+any of them into a boolean array when an image is used. Run lengths are checked against the frame when they are
+read (:func:`check_runs`), because a run that ends beyond the frame means that the wrong convention was assumed.
+
+A reference is one of
+
+* ``str``: a mask file, foreground where the value is above 0; ``list[str]``: the union of several files;
+* COCO RLE: ``{"size": [h, w], "counts": bytes | str | list[int]}``;
+* ``{"size": [h, w], "runs": str, "convention": name}``: run lengths as the vendor wrote them;
+* ``{"size": [h, w], "polygons": [[x0, y0, x1, y1, ...], ...]}``: the union of filled rings;
+* ``{"size": [h, w], "file": str, "left": int, "top": int}``: a crop placed in the frame;
+* ``{"size": [h, w], "union": [reference, ...]}``: several of the above.
+
+``size`` may be absent where the source does not state it: the image's size is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from .errors import DataError, shown
+
+MaskRef = Any  # one of the forms above; validate_mask_ref says which
+CONVENTIONS = ("relative_columns", "absolute_rows_1")
+
+
+def parse_runs(text: str, *, file: str | None = None, row: int | str | None = None) -> np.ndarray:
+    """``"start length start length ..."`` as an (N, 2) int64 array; anything else is a :class:`DataError`."""
+    fields = text.split()
+    fix = "restore this row from the original file"
+    try:
+        numbers = np.array(fields, dtype=np.int64)
+    except (ValueError, OverflowError) as exc:
+        raise DataError(
+            f"run lengths contain {shown(text)[:60]!r}",
+            file=file,
+            row=row,
+            expected="integers",
+            fix=fix,
+        ) from exc
+    if numbers.size == 0 or numbers.size % 2:
+        raise DataError(
+            f"{numbers.size} numbers in the run lengths",
+            file=file,
+            row=row,
+            expected="pairs",
+            fix=fix,
+        )
+    return numbers.reshape(-1, 2)
+
+
+def absolute_runs(
+    runs: np.ndarray,
+    convention: str,
+    size: tuple[int, int],
+    *,
+    file: str | None = None,
+    row: int | str | None = None,
+) -> np.ndarray:
+    """Runs as 0-based (start, end) along the convention's scan order, checked against the frame.
+
+    Args:
+        runs: (N, 2) pairs as written.
+        convention: ``relative_columns``: each start is the gap since the previous run's end, scanning down the
+            columns (SIIM-ACR, CANDID-PTX); ``absolute_rows_1``: 1-based absolute starts along the rows (CheXmask).
+        size: (height, width) of the frame.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"run-length convention {convention!r} is not one of {CONVENTIONS}")
+    starts, lengths = runs[:, 0], runs[:, 1]
+    limit = int(size[0]) * int(size[1])
+    ok = bool(
+        (starts >= 0).all()
+        and (lengths > 0).all()
+        and (starts <= limit).all()
+        and (lengths <= limit).all()
+    )
+    if ok and convention == "relative_columns":
+        ends = np.cumsum(starts + lengths)
+        begins = ends - lengths
+    elif ok:
+        begins = starts - 1
+        ends = begins + lengths
+        ok = bool((begins >= 0).all() and (begins[1:] >= ends[:-1]).all())
+    if not ok or int(ends[-1]) > limit or int(ends.max()) > limit:
+        raise DataError(
+            f"run lengths leave the {size[0]} x {size[1]} frame or overlap",
+            file=file,
+            row=row,
+            expected=f"{convention} runs within {limit} pixels",
+            fix="check that the image size and the run-length convention belong to this file",
+        )
+    return np.stack([begins, ends], axis=1)
+
+
+def check_runs(
+    text: str,
+    convention: str,
+    size: tuple[int, int],
+    *,
+    file: str | None = None,
+    row: int | str | None = None,
+) -> tuple[float, float, float, float]:
+    """Validate run lengths without decoding them and return their box (x0, y0, x1, y1), end exclusive."""
+    begin_end = absolute_runs(
+        parse_runs(text, file=file, row=row), convention, size, file=file, row=row
+    )
+    line = size[0] if convention == "relative_columns" else size[1]  # pixels per scan line
+    first, last = begin_end[:, 0], begin_end[:, 1] - 1
+    major = (int((first // line).min()), int((last // line).max()) + 1)
+    if (
+        first // line != last // line
+    ).any():  # a run wraps into the next line: it touches both borders
+        minor = (0, line)
+    else:
+        minor = (int((first % line).min()), int((last % line).max()) + 1)
+    if convention == "relative_columns":
+        return (major[0], minor[0], major[1], minor[1])
+    return (minor[0], major[0], minor[1], major[1])
+
+
+def runs_to_coco(text: str, size: tuple[int, int], **where: Any) -> dict[str, Any]:
+    """Relative column-major runs as a compressed COCO RLE: the two differ only in the closing gap."""
+    begin_end = absolute_runs(parse_runs(text, **where), "relative_columns", size, **where)
+    edges = np.concatenate([[0], begin_end.ravel(), [size[0] * size[1]]])
+    counts = np.diff(edges).tolist()
+    return coco_mask.frPyObjects({"size": list(size), "counts": counts}, size[0], size[1])
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A boolean (H, W) array as a compressed COCO RLE."""
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def _decode_runs(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    convention = ref["convention"]
+    flat = np.zeros(size[0] * size[1], dtype=bool)
+    for begin, end in absolute_runs(parse_runs(ref["runs"]), convention, size):
+        flat[begin:end] = True
+    if convention == "relative_columns":
+        return np.ascontiguousarray(flat.reshape(size[1], size[0]).T)
+    return flat.reshape(size)
+
+
+def _decode_polygons(rings: Iterable[Iterable[float]], size: tuple[int, int]) -> np.ndarray:
+    """Pixels whose centre lies in a ring, its border included (annotators click on the last pixel inside)."""
+    canvas = np.zeros(size, dtype=np.uint8)
+    shift = 4  # sub-pixel bits of OpenCV's fixed point
+    for ring in rings:
+        points = np.asarray(list(ring), dtype=np.float64).reshape(-1, 2)
+        cv2.fillPoly(canvas, [np.round(points * (1 << shift)).astype(np.int32)], 1, shift=shift)
+    return canvas.astype(bool)
+
+
+def _decode_crop(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    from .images import read_mask_image
+
+    crop = read_mask_image(ref["file"])
+    left, top = int(ref["left"]), int(ref["top"])
+    if left < 0 or top < 0 or left + crop.shape[1] > size[1] or top + crop.shape[0] > size[0]:
+        raise DataError(
+            f"mask crop of {crop.shape[0]} x {crop.shape[1]} at left {left}, top {top} leaves the image",
+            file=ref["file"],
+            expected=f"within {size[0]} x {size[1]}",
+            fix="check the index row of this mask",
+        )
+    canvas = np.zeros(size, dtype=bool)
+    canvas[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    return canvas
+
+
+def _decode_coco(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    counts = ref["counts"]
+    if isinstance(counts, list):
+        if any(c < 0 for c in counts) or sum(counts) != size[0] * size[1]:
+            raise DataError(
+                f"COCO run lengths sum to {sum(counts)}",
+                expected=f"{size[0] * size[1]} for {size[0]} x {size[1]}",
+                fix="check the annotation file",
+            )
+        ref = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return coco_mask.decode({"size": list(size), "counts": ref["counts"]}).astype(bool)
+
+
+def _decode_file(path: str) -> np.ndarray:
+    from .images import read_mask_image
+
+    return read_mask_image(path)
+
+
+def _decode(ref: MaskRef, size: tuple[int, int]) -> np.ndarray:
+    if isinstance(ref, str):
+        return _decode_file(ref)
+    if isinstance(ref, list):
+        return _union(ref, size)
+    size = tuple(ref.get("size", size))  # type: ignore[assignment]
+    for key, decode in _DECODERS.items():
+        if key in ref:
+            return decode(ref, size)
+    raise TypeError(f"mask reference with keys {sorted(ref)} is none of the forms in {__name__}")
+
+
+def _union(refs: Iterable[MaskRef], size: tuple[int, int]) -> np.ndarray:
+    total: np.ndarray | None = None
+    for ref in refs:
+        mask = _decode(ref, size)
+        if total is not None and total.shape != mask.shape:
+            raise DataError(
+                f"masks of one class differ in size: {total.shape} and {mask.shape}",
+                file=ref if isinstance(ref, str) else None,
+                fix="run tools/doctor.py on this source",
+            )
+        total = mask if total is None else total | mask
+    return np.zeros(size, dtype=bool) if total is None else total
+
+
+_DECODERS = {
+    "runs": _decode_runs,
+    "counts": _decode_coco,
+    "polygons": lambda ref, size: _decode_polygons(ref["polygons"], size),
+    "file": _decode_crop,
+    "union": lambda ref, size: _union(ref["union"], size),
+}
+
+
+def load_mask(ref: MaskRef, height: int, width: int, *, resize: bool = False) -> np.ndarray:
+    """Decode a mask reference to a boolean (height, width) array.
+
+    Args:
+        ref: a reference in one of the forms above.
+        height, width: the image's size.
+        resize: whether a mask of another size is scaled to the image (nearest neighbour); else it is an error.
+    """
+    mask = _decode(ref, (height, width))
+    if mask.shape == (height, width):
+        return mask
+    if not resize:
+        raise DataError(
+            f"mask is {mask.shape[0]} x {mask.shape[1]}",
+            file=ref if isinstance(ref, str) else None,
+            expected=f"{height} x {width}, the image's size",
+            fix="use image and mask of the same release, or set resize_masks in the source's row",
+        )
+    resized = cv2.resize(
+        mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return resized.astype(bool)

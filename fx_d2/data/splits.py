@@ -1,0 +1,90 @@
+"""Patient-wise splits that are a pure function of (seed, patient), and files that hold them.
+
+Where a dataset publishes no split, patients are ranked by a keyed hash and cut at fractions: no patient is ever on
+two sides, and the cut does not depend on the order of files. A split can be written to a file and read back, so
+that a paper can say exactly which images it used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .draws import draw_key
+from .errors import DataError
+
+SPLIT_SEED = (
+    20250301  # part of the registered splits' definition: changing it changes every carved split
+)
+
+
+def patients_between(
+    patients: Iterable[str], low: float, high: float, *, seed: int = SPLIT_SEED, salt: str = ""
+) -> set[str]:
+    """The patients whose hash rank lies in ``[low, high)`` of all patients.
+
+    Args:
+        patients: ids, repeats allowed.
+        low, high: fractions of the patients, 0 <= low < high <= 1.
+        seed: part of the hash.
+        salt: the source's key, so that equal ids in two sources are not tied.
+    """
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"fractions [{low}, {high}) must satisfy 0 <= low < high <= 1")
+    ranked = sorted(set(patients), key=lambda p: (draw_key(seed, salt, p), p))
+    return set(ranked[round(low * len(ranked)) : round(high * len(ranked))])
+
+
+def write_split_file(
+    path: str | os.PathLike[str], source: str, splits: Mapping[str, Sequence[str]]
+) -> None:
+    """Write ``{split: image ids}`` as JSON, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = {
+        "format": "fx_d2 split 1",
+        "source": source,
+        "splits": {k: sorted(v) for k, v in splits.items()},
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(body, stream, indent=1)
+            stream.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_split_file(path: str | os.PathLike[str], source: str) -> dict[str, frozenset[str]]:
+    """Read a split file written by :func:`write_split_file`; an image in two splits is an error."""
+    fix = "write it again with tools/make_split.py"
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+        found, splits = body["source"], body["splits"]
+        result = {str(name): frozenset(map(str, ids)) for name, ids in splits.items()}
+    except OSError as exc:
+        raise DataError(f"cannot read the split file ({exc.strerror})", file=path, fix=fix) from exc
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise DataError(
+            f"not a split file ({type(exc).__name__}: {exc})", file=path, fix=fix
+        ) from exc
+    if found != source:
+        raise DataError(
+            f"split file of source {found!r}", file=path, expected=f"{source!r}", fix=fix
+        )
+    seen: dict[str, str] = {}
+    for name, ids in result.items():
+        for image_id in ids:
+            if image_id in seen:
+                raise DataError(
+                    f"image {image_id!r} is in splits {seen[image_id]!r} and {name!r}",
+                    file=path,
+                    fix=fix,
+                )
+            seen[image_id] = name
+    return result
