@@ -1,4 +1,4 @@
-"""What a compressed DICOM frame says about its own size, so that a small header cannot hide a huge image."""
+"""The size a compressed DICOM frame gives itself: a small header cannot hide a huge image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FrameHeader:
 
 
 def frame_header(frame: bytes) -> FrameHeader | None:
-    """Read a JPEG, JPEG-LS or JPEG 2000 frame's own header; None when it is none of these or is damaged."""
+    """Read the header of a JPEG, JPEG-LS or JPEG 2000 frame; None for anything else."""
     if frame[:4] == b"\x00\x00\x00\x0c":
         start = frame.find(_J2K_START, 0, 4096)
         frame = frame[start:] if start > 0 else b""
@@ -49,7 +49,9 @@ def _jpeg(frame: bytes) -> FrameHeader | None:
             position += 1
             continue
         if marker in _JPEG_FRAME_MARKERS:
-            bits, height, width, n_components = struct.unpack(">BHHB", frame[position + 4 : position + 10])
+            bits, height, width, n_components = struct.unpack(
+                ">BHHB", frame[position + 4 : position + 10]
+            )
             return FrameHeader(height, width, bits, n_components)
         (length,) = struct.unpack(">H", frame[position + 2 : position + 4])
         position += 2 + max(length, 2)

@@ -1,4 +1,4 @@
-"""What every format module takes and gives: an opened file in, grey pixels and facts about them out."""
+"""What every format module takes and gives: an opened file in, grey pixels and facts out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOI_POLICIES = ("auto", "ignore")
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """What a file may cost before it is refused; checked from headers, before anything is allocated.
+    """What a file may cost; checked from headers, before anything is allocated.
 
     Args:
         max_pixels: height times width. The largest radiographs are about 25 megapixels.
@@ -41,7 +41,8 @@ class ImageFacts:
 
     Args:
         format: ``png``, ``jpeg``, ``bmp``, ``gif``, ``dicom``, ``mha`` or ``jsrt``.
-        bits: real depth (DICOM BitsStored, PNG bit depth, 12 for JSRT), not the depth of the container.
+        bits: real depth (DICOM BitsStored, PNG bit depth, 12 for JSRT), not the depth of the
+            container.
         max_value: largest value the pixels can take; they lie in ``[0, max_value]``.
         height, width: of the pixels, after EXIF orientation.
         mode: how the pixels are stored (a Pillow mode, or an element type such as ``uint16``).
@@ -55,7 +56,8 @@ class ImageFacts:
         padded: share of the pixels that carry the DICOM padding value; they are set to 0.
         offset: added to the native values to make the smallest possible one 0.
         transfer_syntax: DICOM transfer syntax UID.
-        original_height, original_width: of the file; they differ from ``height, width`` for a cached, smaller copy.
+        original_height, original_width: of the file; they differ from ``height, width`` for a
+            cached, smaller copy.
         notes: what the libraries warned of, and what was decided here.
     """
 
@@ -88,7 +90,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """``pixels`` float32 (H, W) in ``[0, facts.max_value]``, bright = dense, and what is known about them."""
+    """``pixels`` float32 (H, W) in ``[0, facts.max_value]``, bright = dense, and their facts."""
 
     pixels: npt.NDArray[np.float32]
     facts: ImageFacts
@@ -96,7 +98,7 @@ class LoadedImage:
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """A regular file opened for reading; ``path`` is for messages, ``name`` decides about the extension."""
+    """A regular file opened for reading; ``path`` is for messages, ``name`` has the extension."""
 
     path: str
     name: str
@@ -122,7 +124,7 @@ class OpenedFile:
 
 
 class _ClippedReader(io.BufferedReader):
-    """Never asks for more bytes than the file has: a length field must not decide how much is allocated."""
+    """Never asks for more bytes than the file has, whatever a length field in it says."""
 
     def __init__(self, raw: io.FileIO, size: int) -> None:
         super().__init__(raw)
@@ -135,7 +137,7 @@ class _ClippedReader(io.BufferedReader):
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], limits: ReadLimits) -> Iterator[OpenedFile]:
-    """Open a regular, non-empty file of bounded size; gzipped content is unpacked within the same bound."""
+    """Open a regular, non-empty file of bounded size; gzipped content is unpacked within it too."""
     shown_path = os.fspath(path)
     if not isinstance(shown_path, str):
         raise TypeError(f"path must be str or a path of str, not {type(shown_path).__name__}")
@@ -148,7 +150,9 @@ def opened(path: str | os.PathLike[str], limits: ReadLimits) -> Iterator[OpenedF
         raise _not_openable(shown_path, exc) from exc
     if not stat.S_ISREG(info.st_mode):
         what = "a directory" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-        raise DataError(f"this is {what}", file=shown_path, expected="an image file", fix="name the file itself")
+        raise DataError(
+            f"this is {what}", file=shown_path, expected="an image file", fix="name the file itself"
+        )
     with _ClippedReader(raw, info.st_size) as stream:
         if info.st_size == 0:
             raise DataError("the file is empty (0 bytes)", file=shown_path, fix="download it again")
@@ -179,9 +183,13 @@ def _head(stream: BinaryIO, path: str) -> bytes:
 
 def _not_openable(path: str, exc: Exception) -> DataError:
     if isinstance(exc, FileNotFoundError):
-        return DataError("no such file", file=path, fix="check the data root and that the download is complete")
+        return DataError(
+            "no such file", file=path, fix="check the data root and that the download is complete"
+        )
     if isinstance(exc, PermissionError):
-        return DataError("permission denied", file=path, fix="make the file readable for this user (chmod u+r)")
+        return DataError(
+            "permission denied", file=path, fix="make the file readable for this user (chmod u+r)"
+        )
     return DataError(f"cannot be opened: {exc}", file=path, fix="check the path and the disk")
 
 
@@ -219,7 +227,7 @@ def inflate(packed: bytes, max_bytes: int, *, wbits: int = zlib.MAX_WBITS) -> by
 
 
 def check_extent(height: int, width: int, limits: ReadLimits, path: str) -> None:
-    """Refuse a size that is not positive or beyond the limit, before anything of that size is allocated."""
+    """Refuse a size that is not positive or beyond the limit, before it is allocated."""
     if height < 1 or width < 1:
         raise DataError(
             f"the header says height {height}, width {width}",
@@ -237,12 +245,15 @@ def check_extent(height: int, width: int, limits: ReadLimits, path: str) -> None
 
 
 @contextlib.contextmanager
-def refusing(path: str, doing: str, fix: str = "the file is damaged: download it again") -> Iterator[None]:
-    """Turn whatever a decoding library raises on untrusted bytes into a :class:`DataError` naming the file."""
+def refusing(
+    path: str, doing: str, fix: str = "the file is damaged: download it again"
+) -> Iterator[None]:
+    """Turn whatever a library raises on untrusted bytes into a :class:`DataError`."""
     try:
         yield
     except DataError:
         raise
-    # Decoders raise anything on damaged input: struct.error, SyntaxError, KeyError, OverflowError, RecursionError ...
+    # Decoders raise anything on damaged input: struct.error, SyntaxError, KeyError, OverflowError,
+    # RecursionError ...
     except Exception as exc:
         raise DataError(f"{doing} failed: {type(exc).__name__}: {exc}", file=path, fix=fix) from exc

@@ -1,11 +1,17 @@
-"""JSRT ``.IMG``: 2048 x 2048 big-endian uint16 without a header, 12 bit, dark where a radiograph is bright."""
+"""JSRT ``.IMG``: 2048 x 2048 big-endian uint16, no header, 12 bit, stored as a negative."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fx_d2.data.errors import DataError
-from fx_d2.data.formats.contract import ImageFacts, LoadedImage, OpenedFile, ReadLimits, check_extent
+from fx_d2.data.formats.contract import (
+    ImageFacts,
+    LoadedImage,
+    OpenedFile,
+    ReadLimits,
+    check_extent,
+)
 
 SIDE_PX = 2048
 N_BYTES = SIDE_PX * SIDE_PX * 2

@@ -1,4 +1,4 @@
-"""MetaImage ``.mha``: a short text header, then the pixels, raw or zlib-compressed, in the same file."""
+"""MetaImage ``.mha``: a text header, then the pixels, raw or zlib-compressed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fx_d2.data.errors import DataError
-from fx_d2.data.formats.contract import ImageFacts, LoadedImage, OpenedFile, ReadLimits, check_extent, inflate
+from fx_d2.data.formats.contract import (
+    ImageFacts,
+    LoadedImage,
+    OpenedFile,
+    ReadLimits,
+    check_extent,
+    inflate,
+)
 
 _MAX_HEADER_BYTES = 1 << 16
 _STARTS = re.compile(rb"\s{0,8}(ObjectType|NDims|Comment|ObjectSubType)\s{0,8}=", re.IGNORECASE)
@@ -47,18 +54,25 @@ def read_header(file: OpenedFile, limits: ReadLimits) -> MetaHeader:
     fields, data_start = _fields(file)
 
     def bad(problem: str, expected: str) -> DataError:
-        return DataError(problem, file=file.path, expected=expected, fix="convert it to a plain 2-D .mha")
+        return DataError(
+            problem, file=file.path, expected=expected, fix="convert it to a plain 2-D .mha"
+        )
 
     sizes = _integers(fields, "DimSize", file.path)
     if fields.get("NDims", str(len(sizes))) != str(len(sizes)) or len(sizes) not in (2, 3):
-        raise bad(f"NDims {fields.get('NDims')} with DimSize {fields['DimSize']}", "2 or 3 sizes, as NDims says")
+        raise bad(
+            f"NDims {fields.get('NDims')} with DimSize {fields['DimSize']}",
+            "2 or 3 sizes, as NDims says",
+        )
     check_extent(sizes[1], sizes[0], limits, file.path)
     if len(sizes) == 3 and sizes[2] != 1:
         raise bad(f"{sizes[2]} slices", "one")
     if fields.get("ElementNumberOfChannels", "1") != "1":
         raise bad(f"{fields['ElementNumberOfChannels']} channels", "one")
     if fields.get("ElementDataFile", "").upper() != "LOCAL":
-        raise bad(f"ElementDataFile {fields.get('ElementDataFile')}", "LOCAL (pixels in the same file)")
+        raise bad(
+            f"ElementDataFile {fields.get('ElementDataFile')}", "LOCAL (pixels in the same file)"
+        )
     if fields.get("HeaderSize", "0") not in ("0", "-1"):
         raise bad(f"HeaderSize {fields['HeaderSize']}", "no HeaderSize")
     if fields.get("BinaryData", "True").lower() != "true":
@@ -67,7 +81,8 @@ def read_header(file: OpenedFile, limits: ReadLimits) -> MetaHeader:
     if element not in _ELEMENT_TYPES:
         raise bad(f"ElementType {fields.get('ElementType')}", ", ".join(_ELEMENT_TYPES))
     big_endian = any(
-        fields.get(key, "False").lower() == "true" for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+        fields.get(key, "False").lower() == "true"
+        for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
     )
     return MetaHeader(
         height=sizes[1],
@@ -92,7 +107,9 @@ def _fields(file: OpenedFile) -> tuple[dict[str, str], int]:
             )
         key, equals, value = head[position:end].decode("latin-1").partition("=")
         if not equals:
-            raise DataError(f"MetaImage header line {key!r}", file=file.path, expected="Key = value")
+            raise DataError(
+                f"MetaImage header line {key!r}", file=file.path, expected="Key = value"
+            )
         fields[key.strip()] = value.strip()
         position = end + 1
     return fields, position
@@ -103,7 +120,9 @@ def _integers(fields: dict[str, str], key: str, path: str) -> list[int]:
     # isascii: int() also takes other scripts' digits; the length bound keeps the product small.
     parts = text.split()
     if not parts or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise DataError(f"{key} is {text!r}", file=path, expected="whole numbers", fix="download it again")
+        raise DataError(
+            f"{key} is {text!r}", file=path, expected="whole numbers", fix="download it again"
+        )
     return [int(part) for part in parts]
 
 
@@ -112,7 +131,9 @@ def decode(file: OpenedFile, limits: ReadLimits) -> LoadedImage:
     header = read_header(file, limits)
     raw = _pixel_bytes(file, header)
     stored = np.frombuffer(raw, dtype=header.dtype, count=header.height * header.width)
-    pixels, bits, max_value, offset = _to_grey(stored.reshape(header.height, header.width), file.path)
+    pixels, bits, max_value, offset = _to_grey(
+        stored.reshape(header.height, header.width), file.path
+    )
     facts = ImageFacts(
         format="mha",
         bits=bits,
@@ -157,7 +178,10 @@ def _to_grey(stored: npt.NDArray, path: str) -> tuple[npt.NDArray[np.float32], i
     bits = stored.dtype.itemsize * 8
     if stored.dtype.kind == "f":
         lowest, highest = float(stored.min()), float(stored.max())
-        if not np.isfinite([lowest, highest]).all() or max(abs(lowest), abs(highest)) > np.finfo(np.float32).max / 4:
+        if (
+            not np.isfinite([lowest, highest]).all()
+            or max(abs(lowest), abs(highest)) > np.finfo(np.float32).max / 4
+        ):
             raise DataError(
                 f"pixel values from {lowest} to {highest}",
                 file=path,
@@ -168,7 +192,12 @@ def _to_grey(stored: npt.NDArray, path: str) -> tuple[npt.NDArray[np.float32], i
         info = np.iinfo(stored.dtype)
         # Signed types usually hold plain non-negative values; those stay as they are.
         lowest = float(info.min) if stored.min() < 0 else 0.0
-        return (stored.astype(np.float32) - np.float32(lowest)), bits, float(info.max) - lowest, -lowest
+        return (
+            (stored.astype(np.float32) - np.float32(lowest)),
+            bits,
+            float(info.max) - lowest,
+            -lowest,
+        )
     else:
         lowest, highest = float(stored.min()), float(stored.max())
     # Floats and 32-bit integers declare no depth: the range in the file is all there is to go by.

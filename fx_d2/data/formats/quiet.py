@@ -1,7 +1,8 @@
 """Library warnings and log records about one file, collected as notes instead of printed.
 
-``warnings.catch_warnings`` alone is not enough: two threads that leave it in the wrong order keep each other's
-filters for ever. Here the first thread in installs one dispatcher and the last one out removes it.
+``warnings.catch_warnings`` alone is not enough: two threads that leave it in the wrong order keep
+each other's filters for ever. Here the first thread in installs one dispatcher and the last one out
+removes it.
 """
 
 from __future__ import annotations

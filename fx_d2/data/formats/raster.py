@@ -1,7 +1,8 @@
 """PNG, JPEG, BMP and GIF: grey, palette or colour, 1 to 16 bit.
 
-Pillow decodes, because it refuses truncated files; OpenCV fills the missing rows with grey and says nothing. Only
-16-bit colour PNG goes to OpenCV, since Pillow keeps 8 of its 16 bits; the file's checksums are verified before.
+Pillow decodes, because it refuses truncated files; OpenCV fills the missing rows with grey and says
+nothing. Only 16-bit colour PNG goes to OpenCV, since Pillow keeps 8 of its 16 bits; the file's
+checksums are verified before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from fx_d2.data.errors import DataError
-from fx_d2.data.formats.contract import ImageFacts, LoadedImage, OpenedFile, ReadLimits, check_extent, refusing
+from fx_d2.data.formats.contract import (
+    ImageFacts,
+    LoadedImage,
+    OpenedFile,
+    ReadLimits,
+    check_extent,
+    refusing,
+)
 
 _ORIENTATION_TAG = 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -66,7 +74,9 @@ def decode(file: OpenedFile, kind: str, limits: ReadLimits, notes: list[str]) ->
     else:
         grey, mode, n_samples, orientation = _decode_pillow(file, kind, limits)
         bits = 1 if mode == "1" else 8
-        photometric = "palette" if mode in ("P", "PA") else "colour" if mode in _COLOUR_8 else "grey"
+        photometric = (
+            "palette" if mode in ("P", "PA") else "colour" if mode in _COLOUR_8 else "grey"
+        )
     if photometric == "palette":
         bits = 8
     if n_samples in (2, 4):
@@ -88,12 +98,11 @@ def decode(file: OpenedFile, kind: str, limits: ReadLimits, notes: list[str]) ->
     return LoadedImage(pixels, facts)
 
 
-def _decode_pillow(file: OpenedFile, kind: str, limits: ReadLimits) -> tuple[npt.NDArray, str, int, int]:
+def _decode_pillow(
+    file: OpenedFile, kind: str, limits: ReadLimits
+) -> tuple[npt.NDArray, str, int, int]:
     with refusing(file.path, f"decoding the {kind.upper()}"):
-        image = Image.open(file.stream, formats=[kind.upper()])
-        check_extent(image.height, image.width, limits, file.path)
-        if kind == "gif" and getattr(image, "is_animated", False):
-            raise DataError("the GIF has several frames", file=file.path, expected="one", fix="save a single frame")
+        image = _open(file, kind, limits)
         mode, n_samples = image.mode, len(image.getbands())
         orientation = 1 if kind == "png" else _orientation(image)
         if mode == "RGB" and kind == "jpeg":
@@ -103,13 +112,28 @@ def _decode_pillow(file: OpenedFile, kind: str, limits: ReadLimits) -> tuple[npt
         if mode in _GREY_16:
             return _to_uint16(image, file.path), mode, n_samples, orientation
         if mode in _GREY_8 or mode in _COLOUR_8:
-            return np.asarray(image if image.mode == "L" else image.convert("L")), mode, n_samples, orientation
+            return (
+                np.asarray(image if image.mode == "L" else image.convert("L")),
+                mode,
+                n_samples,
+                orientation,
+            )
     raise DataError(
         f"the pixel mode {mode} is not a radiograph's",
         file=file.path,
         expected="grey, RGB, RGBA or palette",
         fix="convert the file to 8 or 16 bit grey",
     )
+
+
+def _open(file: OpenedFile, kind: str, limits: ReadLimits) -> Image.Image:
+    image = Image.open(file.stream, formats=[kind.upper()])
+    check_extent(image.height, image.width, limits, file.path)
+    if kind == "gif" and getattr(image, "is_animated", False):
+        raise DataError(
+            "the GIF has several frames", file=file.path, expected="one", fix="save a single frame"
+        )
+    return image
 
 
 def _to_uint16(image: Image.Image, path: str) -> npt.NDArray[np.uint16]:
@@ -126,11 +150,19 @@ def _to_uint16(image: Image.Image, path: str) -> npt.NDArray[np.uint16]:
     return values.astype("=u2", copy=False)
 
 
-def _decode_png_16_colour(file: OpenedFile, header: PngHeader) -> tuple[npt.NDArray[np.uint16], str, int]:
+def _decode_png_16_colour(
+    file: OpenedFile, header: PngHeader
+) -> tuple[npt.NDArray[np.uint16], str, int]:
     with refusing(file.path, "decoding the 16-bit PNG"):
         array = cv2.imdecode(np.frombuffer(file.everything(), np.uint8), cv2.IMREAD_UNCHANGED)
-        if array is None or array.dtype != np.uint16 or array.shape[:2] != (header.height, header.width):
-            raise DataError("OpenCV cannot decode this 16-bit PNG", file=file.path, fix="save it as 16 bit grey")
+        if (
+            array is None
+            or array.dtype != np.uint16
+            or array.shape[:2] != (header.height, header.width)
+        ):
+            raise DataError(
+                "OpenCV cannot decode this 16-bit PNG", file=file.path, fix="save it as 16 bit grey"
+            )
     n_samples = {2: 3, 4: 2, 6: 4}[header.colour_type]
     mode = {2: "RGB;16", 4: "LA;16", 6: "RGBA;16"}[header.colour_type]
     blue, green, red = array[..., 0], array[..., 1], array[..., 2]
@@ -146,8 +178,8 @@ def read_png_header(file: OpenedFile, limits: ReadLimits, *, verify: bool) -> Pn
     Args:
         file: an opened PNG.
         limits: refused beyond these.
-        verify: also check the CRC of every critical chunk, which Pillow skips for pixel data, so that a damaged
-            file is refused instead of being decoded to something else.
+        verify: also check the CRC of every critical chunk, which Pillow skips for pixel data,
+            so that a damaged file is refused instead of being decoded to something else.
     """
     stream = file.stream
     stream.seek(len(_PNG_SIGNATURE))
@@ -157,7 +189,9 @@ def read_png_header(file: OpenedFile, limits: ReadLimits, *, verify: bool) -> Pn
     while True:
         start = stream.read(8)
         if len(start) < 8:
-            raise DataError("the PNG ends before its end marker", file=file.path, fix="download it again")
+            raise DataError(
+                "the PNG ends before its end marker", file=file.path, fix="download it again"
+            )
         length, name = struct.unpack(">I4s", start)
         if length > file.size - stream.tell() - 4:
             raise DataError(
@@ -166,13 +200,19 @@ def read_png_header(file: OpenedFile, limits: ReadLimits, *, verify: bool) -> Pn
                 fix="the file is truncated or damaged: download it again",
             )
         if header is None and (name != b"IHDR" or length != 13):
-            raise DataError("the PNG does not start with its header", file=file.path, fix="download it again")
+            raise DataError(
+                "the PNG does not start with its header", file=file.path, fix="download it again"
+            )
         critical = not name[0] & 0x20
         if header is None or name == b"eXIf" or (verify and critical):
             body = stream.read(length)
             intact = zlib.crc32(body, zlib.crc32(name)) == int.from_bytes(stream.read(4), "big")
             if critical and not intact:
-                raise DataError(f"checksum of PNG chunk {name!r} is wrong", file=file.path, fix="download it again")
+                raise DataError(
+                    f"checksum of PNG chunk {name!r} is wrong",
+                    file=file.path,
+                    fix="download it again",
+                )
             if name == b"IHDR" and header is None:
                 header = _png_header(body, file.path, limits)
             if name == b"eXIf" and intact:
@@ -193,7 +233,9 @@ def _png_header(body: bytes, path: str, limits: ReadLimits) -> PngHeader:
     check_extent(height, width, limits, path)
     if colour_type not in _PNG_COLOUR_TYPES or depth not in (1, 2, 4, 8, 16):
         raise DataError(
-            f"PNG colour type {colour_type} with {depth} bits does not exist", file=path, fix="download it again"
+            f"PNG colour type {colour_type} with {depth} bits does not exist",
+            file=path,
+            fix="download it again",
         )
     return PngHeader(height, width, depth, colour_type, None)
 
@@ -201,7 +243,8 @@ def _png_header(body: bytes, path: str, limits: ReadLimits) -> PngHeader:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    # EXIF is an untrusted TIFF of its own; a broken one says nothing about the pixels, which stay as they are.
+    # EXIF is an untrusted TIFF of its own; a broken one says nothing about the pixels, which stay
+    # as they are.
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -233,8 +276,21 @@ def _upright(grey: npt.NDArray, orientation: int) -> npt.NDArray:
 
 
 def decode_mask(file: OpenedFile, kind: str, limits: ReadLimits) -> npt.NDArray[np.bool_]:
-    """Foreground of a mask image, (H, W): brighter than 0; for JPEG, brighter than half."""
-    loaded = decode(file, kind, limits, [])
+    """Foreground of a mask image, (H, W): whatever is not black; for JPEG, brighter than half."""
+    if kind == "png":
+        orientation = _orientation_of_exif(read_png_header(file, limits, verify=True).exif)
+    with refusing(file.path, f"decoding the {kind.upper()} mask"):
+        image = _open(file, kind, limits)
+        if kind != "png":
+            orientation = _orientation(image)
+        image.load()
+        if image.mode in _COLOUR_8:
+            # Not the luminance: a class drawn in dark blue would round to 0.
+            values = np.asarray(image.convert("RGB")).max(axis=-1)
+        elif image.mode == "LA":
+            values = np.asarray(image)[..., 0]
+        else:
+            values = np.asarray(image)
     # JPEG rings around the edge of a mask: small values outside it are no foreground.
-    threshold = loaded.facts.max_value / 2 if kind == "jpeg" else 0
-    return loaded.pixels > threshold
+    foreground = values > 127 if kind == "jpeg" else values > 0
+    return np.ascontiguousarray(_upright(foreground, orientation))
