@@ -1,21 +1,40 @@
-"""What every reader needs: its request, tables read by column name, and files that must exist."""
+"""What every reader needs: its request, files that must exist, boxes that must fit, counts."""
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from ..errors import DataError, ReadReport, shown
+from ..errors import DataError, ReadReport
 from ..source import Source
+from .tables import bad_cell, checked_labels, label_columns, line_of, number, read_table
+
+__all__ = [
+    "ReadRequest",
+    "bad_cell",
+    "checked_labels",
+    "counted",
+    "find_file",
+    "fit_box",
+    "index_by_stem",
+    "label_columns",
+    "line_of",
+    "missing_image",
+    "number",
+    "read_json",
+    "read_lines",
+    "read_table",
+    "relative_name",
+    "view_filter",
+    "warn_counts",
+]
 
 
 @dataclass
@@ -42,7 +61,10 @@ class ReadRequest:
 
 
 def find_file(root: Path, *candidates: str, what: str, fix: str | None = None) -> Path:
-    """The first of ``candidates`` (relative to ``root``) that exists; else a :class:`DataError` with what is there."""
+    """The first of ``candidates`` (relative to ``root``) that exists.
+
+    Otherwise a :class:`DataError` that tells what is there.
+    """
     for candidate in candidates:
         path = root / candidate
         if path.exists():
@@ -63,135 +85,6 @@ def find_file(root: Path, *candidates: str, what: str, fix: str | None = None) -
         expected=" or ".join(candidates),
         fix=fix or "see datasets/README.md for the tree this source must have",
     )
-
-
-def read_table(
-    path: Path,
-    *,
-    required: Sequence[str] = (),
-    header: Sequence[str] | None = None,
-    encoding: str = "utf-8-sig",
-    separator: str = ",",
-    usecols: Iterable[str] | None = None,
-    strip: bool = True,
-) -> pd.DataFrame:
-    """Read a delimited table as strings; blank cells are ``""``.
-
-    Cells stay text, so that a column of labels with one stray word is reported with its row instead of turning
-    the whole column into something else. Columns are found by name; ``header`` names them where the file has none.
-
-    Args:
-        path: the file; ``.gz`` is unpacked on the fly.
-        required: columns that must be there (after stripping blanks from names).
-        header: column names of a file without a header line.
-        encoding: of the text.
-        separator: between cells.
-        usecols: read only these columns (saves memory on wide tables).
-        strip: strip blanks from names and cells (SIIM writes ``" EncodedPixels"``).
-    """
-    fix = "restore the file from the original download"
-    wanted = None if usecols is None else set(usecols)
-    try:
-        frame = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            encoding=encoding,
-            sep=separator,
-            header=None if header is not None else 0,
-            names=list(header) if header is not None else None,
-            usecols=(lambda name: name.strip() in wanted) if wanted is not None else None,
-            index_col=False,
-            on_bad_lines="error",
-            compression="infer",
-            encoding_errors="strict",
-        )
-    except UnicodeDecodeError as exc:
-        raise DataError(
-            f"not {encoding} text (byte {exc.start})", file=path, expected=encoding, fix=fix
-        ) from exc
-    except (OSError, EOFError) as exc:
-        raise DataError(f"cannot be read ({exc})", file=path, fix=fix) from exc
-    except (
-        ValueError,
-        csv.Error,
-        OverflowError,
-        MemoryError,
-    ) as exc:  # pandas' parser errors are ValueErrors
-        raise DataError(f"not a table ({exc})", file=path, expected="a CSV file", fix=fix) from exc
-    except Exception as exc:  # zlib.error and gzip errors share no base class with OSError
-        raise DataError(
-            f"cannot be read ({type(exc).__name__}: {exc})", file=path, fix=fix
-        ) from exc
-    if strip:
-        frame.columns = [str(name).strip() for name in frame.columns]
-        for name in frame.columns:
-            frame[name] = frame[name].str.strip()
-    missing = [name for name in required if name not in frame.columns]
-    if missing:
-        near = difflib.get_close_matches(missing[0], list(frame.columns), n=1)
-        hint = f" (is it {near[0]!r}?)" if near else ""
-        raise DataError(
-            f"no column {missing[0]!r}{hint}; the header reads {list(frame.columns)[:20]}",
-            file=path,
-            row=1,
-            expected=f"columns {list(required)}",
-            fix="is this the right file, with its header line?",
-        )
-    return frame.fillna("")
-
-
-def line_of(index: int) -> int:
-    """Line number in the file of row ``index`` (0-based) of a table with a one-line header."""
-    return index + 2
-
-
-def label_columns(
-    frame: pd.DataFrame,
-    columns: Sequence[str],
-    *,
-    file: Path,
-    allowed: Mapping[str, float],
-) -> np.ndarray:
-    """Columns of a table as a float32 (N, C) array through ``allowed`` (text -> value).
-
-    A cell whose text is not in ``allowed`` is a :class:`DataError` with its row and column.
-    """
-    out = np.empty((len(frame), len(columns)), dtype=np.float32)
-    for j, name in enumerate(columns):
-        values = frame[name].map(allowed)
-        # A blank cell may legitimately map to NaN, so unmatched cells are found by membership.
-        unknown = ~frame[name].isin(list(allowed))
-        if unknown.any():
-            i = int(np.flatnonzero(unknown.to_numpy())[0])
-            raise DataError(
-                f"column {name!r} holds {frame[name].iloc[i]!r}",
-                file=file,
-                row=line_of(i),
-                expected=f"one of {sorted(allowed)}",
-                fix="restore this row from the original file",
-            )
-        out[:, j] = values.to_numpy(dtype=np.float32)
-    return out
-
-
-def number(
-    text: str, *, file: Path, row: int | str, column: str, minimum: float | None = None
-) -> float:
-    """A finite number from a cell, or a :class:`DataError` that names it."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value) or (minimum is not None and value < minimum):
-        raise DataError(
-            f"column {column!r} holds {text!r}",
-            file=file,
-            row=row,
-            expected="a number" if minimum is None else f"a number from {minimum}",
-            fix="restore this row from the original file",
-        )
-    return value
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -215,12 +108,27 @@ def read_json(path: Path, kind: type) -> Any:
     return body
 
 
+def read_lines(path: Path) -> list[str]:
+    """The non-blank lines of a text file, stripped."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(
+            f"cannot be read as text ({exc})",
+            file=path,
+            expected="a UTF-8 list, one entry per line",
+            fix="restore the file from the original download",
+        ) from exc
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def index_by_stem(
     root: Path, suffixes: Sequence[str], *, full_name: bool = False
 ) -> dict[str, str]:
     """All files below ``root`` with one of ``suffixes``, by stem (or by name); one directory walk.
 
-    Hidden files (macOS ``._*``) are passed over; a name that occurs twice keeps the first path in sorted order.
+    Hidden files (macOS ``._*``) are passed over; a name that occurs twice keeps the first path in
+    sorted order.
     """
     found: dict[str, str] = {}
     wanted = tuple(s.lower() for s in suffixes)
@@ -233,6 +141,91 @@ def index_by_stem(
     return found
 
 
+def relative_name(name: object, *, file: Path, row: int | str) -> str:
+    """A file name from an index, which must stay below the source's folder: files are untrusted."""
+    if (
+        not isinstance(name, str)
+        or not name
+        or "\\" in name
+        or "\0" in name
+        or name.startswith("/")
+        or ".." in name.split("/")
+    ):
+        raise DataError(
+            f"file name {name!r}",
+            file=file,
+            row=row,
+            expected="a path below the source's folder",
+            fix="restore this row from the original file",
+        )
+    return name
+
+
+def missing_image(name: str, *, file: Path, row: int | str, folder: Path) -> DataError:
+    """The error for an index row whose image is not on disk."""
+    return DataError(
+        f"image {name!r} is not below {folder}",
+        file=file,
+        row=row,
+        expected="every image of the index on disk",
+        fix="complete the download, or let DATASETS.ON_ERROR be 'skip' to go on without it",
+    )
+
+
+def fit_box(
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    *,
+    frame: tuple[int, int] | None,
+    file: Path,
+    row: int | str,
+) -> list[float]:
+    """A box as ``[x0, y0, x1, y1]``, at most 1 px of it cut off at ``frame`` (height, width).
+
+    Annotation tools round; more than that, or a box without area, is another convention or another
+    image.
+    """
+    wide, high = (np.inf, np.inf) if frame is None else (frame[1], frame[0])
+    box = [max(x0, 0.0), max(y0, 0.0), min(x1, wide), min(y1, high)]
+    outside = max(-x0, -y0, x1 - wide, y1 - high)
+    if outside > 1 or not (box[2] > box[0] and box[3] > box[1]):
+        what = "leaves the image" if outside > 1 else "has no area"
+        raise DataError(
+            f"box (x0, y0, x1, y1) = {[float(x0), float(y0), float(x1), float(y1)]} {what}",
+            file=file,
+            row=row,
+            expected="x1 > x0, y1 > y0"
+            + ("" if frame is None else f", within {frame[1]} x {frame[0]} (width x height)"),
+            fix="check the box convention and that table and images are of one release",
+        )
+    return box
+
+
+def view_filter(request: ReadRequest) -> Callable[[str | None], bool]:
+    """Whether a view is wanted: option ``views`` lists them, None takes all.
+
+    An image whose view is unknown stays.
+    """
+    views = request.option("views")
+    if views is None:
+        return lambda view: True
+    wanted = frozenset([views] if isinstance(views, str) else views)
+    return lambda view: view is None or view in wanted
+
+
+def counted(request: ReadRequest, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Pass ``records`` on and, at the end, compare images and boxes with the published figures."""
+    images = boxes = positive = 0
+    for record in records:
+        images += 1
+        boxes += len(record.get("annotations", ()))
+        positive += bool(len(record.get("labels", ())) == 1 and record["labels"][0] == 1)
+        yield record
+    warn_counts(request, images=images, boxes=boxes, positive=positive)
+
+
 def warn_counts(request: ReadRequest, **counts: int) -> None:
     """Soft-check ``counts`` (``images=...``) of the part against the row's published figures."""
     if not request.report.published_counts:
@@ -243,17 +236,3 @@ def warn_counts(request: ReadRequest, **counts: int) -> None:
             request.report.soft(
                 f"{request.source.key} {request.part}/{name}", found=value, expected=expected
             )
-
-
-__all__ = [
-    "ReadRequest",
-    "find_file",
-    "index_by_stem",
-    "label_columns",
-    "line_of",
-    "number",
-    "read_json",
-    "read_table",
-    "shown",
-    "warn_counts",
-]

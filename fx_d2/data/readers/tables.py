@@ -1,0 +1,243 @@
+"""Tables as text: cells found by column name, and every bad cell named with its file and row."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+
+from ..errors import DataError, ReadReport
+
+_LINE_LIMIT = 1 << 24  # bytes; the longest rows (landmarks and run lengths) have some 20,000
+_UNPACKED_LIMIT = (1 << 28, 100)  # bytes, and ratio to the packed size: beyond both it is a bomb
+
+
+def _lines(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
+    total, packed = 0, max(path.stat().st_size, 1)
+    while text := stream.readline(_LINE_LIMIT):
+        total += len(text)
+        unpacks_too_much = total > _UNPACKED_LIMIT[0] and total / packed > _UNPACKED_LIMIT[1]
+        if len(text) >= _LINE_LIMIT or unpacks_too_much:
+            raise DataError(
+                "a row is longer than 16 MiB" if not unpacks_too_much else "unpacks without end",
+                file=path,
+                expected="a table",
+                fix="restore the file from the original download",
+            )
+        yield text
+
+
+def _check_cells(path: Path, separator: str, encoding: str, header: Sequence[str] | None) -> None:
+    """Every row has as many cells as the header; more only if they are blank (a trailing comma)."""
+    cut, quote, blank = separator.encode(), b'"', (b"\n", b"\r\n")
+    wanted = None if header is None else len(header)
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        lines = _lines(path, stream)
+        for line, text in enumerate(lines, start=1):
+            if quote in text:
+                rest = (raw.decode(encoding) for raw in itertools.chain([text], lines))
+                rows = csv.reader(rest, delimiter=separator)
+                for row in rows:
+                    wanted = wanted or len(row)
+                    if row:
+                        _check_row(path, line + rows.line_num - 1, row, wanted)
+                return
+            cells = text.count(cut) + 1
+            wanted = wanted or cells
+            if cells != wanted and text not in blank:
+                row = text.decode(encoding).rstrip("\r\n").split(separator)
+                _check_row(path, line, row, wanted)
+
+
+def _undecodable_line(path: Path, encoding: str) -> int | None:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        for line, text in enumerate(_lines(path, stream), start=1):
+            try:
+                text.decode(encoding)
+            except UnicodeDecodeError:
+                return line
+    return None
+
+
+def _check_row(path: Path, line: int, row: Sequence[str], wanted: int) -> None:
+    if len(row) < wanted or any(cell.strip() for cell in row[wanted:]):
+        raise DataError(
+            f"{len(row)} cells",
+            file=path,
+            row=line,
+            expected=f"{wanted}, as in the first row",
+            fix="restore the file from the original download (is it cut off?)",
+        )
+
+
+def read_table(
+    path: Path,
+    *,
+    required: Sequence[str] = (),
+    header: Sequence[str] | None = None,
+    encoding: str = "utf-8-sig",
+    separator: str = ",",
+    usecols: Iterable[str] | None = None,
+    strip: bool = True,
+    ragged: bool = False,
+) -> pd.DataFrame:
+    """Read a delimited table as strings; blank cells are ``""``.
+
+    Cells stay text, so that a column of labels with one stray word is reported with its row instead
+    of turning the whole column into something else. Columns are found by name; ``header`` names
+    them where the file has none.
+
+    Args:
+        path: the file; ``.gz`` is unpacked on the fly.
+        required: columns that must be there (after stripping blanks from names).
+        header: column names of a file without a header line.
+        encoding: of the text.
+        separator: between cells.
+        usecols: read only these columns (saves memory on wide tables).
+        strip: strip blanks from names and cells (SIIM writes ``" EncodedPixels"``).
+        ragged: rows may have fewer cells than the header. Otherwise such a row is an error: it is
+            what the last row of a truncated file looks like, and pandas would fill in blanks.
+    """
+    fix = "restore the file from the original download"
+    wanted = None if usecols is None else set(usecols)
+    try:
+        if not ragged and len(separator) == 1 and not separator.isspace():
+            _check_cells(path, separator, encoding, header)
+        frame = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            encoding=encoding,
+            sep=separator,
+            header=None if header is not None else 0,
+            names=list(header) if header is not None else None,
+            usecols=(lambda name: name.strip() in wanted) if wanted is not None else None,
+            index_col=False,
+            on_bad_lines="error",
+            compression="infer",
+            encoding_errors="strict",
+        )
+    except DataError:
+        raise
+    except UnicodeDecodeError as exc:
+        raise DataError(
+            f"not {encoding} text ({exc.reason})",
+            file=path,
+            row=_undecodable_line(path, encoding),
+            expected=encoding,
+            fix=fix,
+        ) from exc
+    except (OSError, EOFError, zlib.error) as exc:
+        raise DataError(f"cannot be read ({exc})", file=path, fix=fix) from exc
+    except (
+        ValueError,
+        csv.Error,
+        OverflowError,
+        MemoryError,
+    ) as exc:  # pandas' parser errors are ValueErrors
+        raise DataError(f"not a table ({exc})", file=path, expected="a CSV file", fix=fix) from exc
+    if strip:
+        frame.columns = [str(name).strip() for name in frame.columns]
+        for name in frame.columns:
+            frame[name] = frame[name].str.strip()
+    missing = [name for name in required if name not in frame.columns]
+    if missing:
+        near = difflib.get_close_matches(missing[0], list(frame.columns), n=1)
+        hint = f" (is it {near[0]!r}?)" if near else ""
+        raise DataError(
+            f"no column {missing[0]!r}{hint}; the header reads {list(frame.columns)[:20]}",
+            file=path,
+            row=1,
+            expected=f"columns {list(required)}",
+            fix="is this the right file, with its header line?",
+        )
+    return frame.fillna("")
+
+
+def line_of(index: int) -> int:
+    """Line number in the file of row ``index`` (0-based) of a table with a one-line header."""
+    return index + 2
+
+
+def label_columns(
+    frame: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    file: Path,
+    allowed: Mapping[str, float],
+) -> np.ndarray:
+    """Columns of a table as a float32 (N, C) array through ``allowed`` (text -> value).
+
+    A cell whose text is not in ``allowed`` is a :class:`DataError` with its row and column.
+    """
+    return checked_labels(frame, columns, file=file, allowed=allowed, report=ReadReport())[0]
+
+
+def checked_labels(
+    frame: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    file: Path,
+    allowed: Mapping[str, float],
+    report: ReadReport,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`label_columns`, but a bad cell goes to ``report``.
+
+    Returns:
+        The labels (N, C) and which rows are good (N,).
+    """
+    out = np.full((len(frame), len(columns)), np.nan, dtype=np.float32)
+    good = np.ones(len(frame), dtype=bool)
+    for j, name in enumerate(columns):
+        codes, texts = pd.factorize(frame[name])  # a handful of texts, whatever the number of rows
+        known = np.array([text in allowed for text in texts] or [True])
+        values = np.array([allowed.get(text, np.nan) for text in texts] or [np.nan])
+        out[:, j] = values[codes]
+        unknown = ~known[codes]
+        good &= ~unknown
+        for i in np.flatnonzero(unknown):
+            report.bad(
+                "row with a bad label",
+                bad_cell(file, int(i), name, frame[name].iloc[i], sorted(allowed)),
+            )
+    return out, good
+
+
+def bad_cell(
+    file: Path, index: int | str, column: str, value: object, expected: object
+) -> DataError:
+    """The error for a cell; ``index`` is the 0-based row of a table with a header, or an id."""
+    return DataError(
+        f"column {column!r} holds {value!r}",
+        file=file,
+        row=line_of(index) if isinstance(index, int) else index,
+        expected=f"one of {expected}" if isinstance(expected, (list, tuple)) else str(expected),
+        fix="restore this row from the original file",
+    )
+
+
+def number(
+    text: str, *, file: Path, row: int | str, column: str, minimum: float | None = None
+) -> float:
+    """A finite number from a cell, or a :class:`DataError` that names it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value) or (minimum is not None and value < minimum):
+        raise DataError(
+            f"column {column!r} holds {text!r}",
+            file=file,
+            row=row,
+            expected="a number" if minimum is None else f"a number from {minimum}",
+            fix="restore this row from the original file",
+        )
+    return value
