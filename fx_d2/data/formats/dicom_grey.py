@@ -168,8 +168,8 @@ def _modality(levels: npt.NDArray[np.int64], dataset: Any, path: str) -> _Scale:
             expected="finite numbers, slope not 0",
             fix="the header is damaged: download it again",
         )
-    values = levels * slope + intercept
-    centred = (2 * levels - levels[0] - levels[-1]) * slope
+    values = levels.astype(np.float64) * slope + intercept
+    centred = slope * (2 * levels - levels[0] - levels[-1]).astype(np.float64)
     span = (levels[-1] - levels[0]) * abs(slope)
     return _Scale(levels, values, centred, float(values.min()), float(span))
 

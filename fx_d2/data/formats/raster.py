@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -183,49 +183,53 @@ def read_png_header(file: OpenedFile, limits: ReadLimits, *, verify: bool) -> Pn
     """
     stream = file.stream
     stream.seek(len(_PNG_SIGNATURE))
-    header: PngHeader | None = None
+    name, body, intact = _png_chunk(file, wanted=None)
+    if name != b"IHDR" or body is None or len(body) != 13 or not intact:
+        raise DataError("the PNG header is damaged", file=file.path, fix="download it again")
+    header = _png_header(body, file.path, limits)
     exif: bytes | None = None
     seen_data = False
-    while True:
-        start = stream.read(8)
-        if len(start) < 8:
-            raise DataError(
-                "the PNG ends before its end marker", file=file.path, fix="download it again"
-            )
-        length, name = struct.unpack(">I4s", start)
-        if length > file.size - stream.tell() - 4:
-            raise DataError(
-                f"PNG chunk {name!r} claims {length} bytes, more than the file holds",
-                file=file.path,
-                fix="the file is truncated or damaged: download it again",
-            )
-        if header is None and (name != b"IHDR" or length != 13):
-            raise DataError(
-                "the PNG does not start with its header", file=file.path, fix="download it again"
-            )
+    while name != b"IEND":
+        name, body, intact = _png_chunk(file, wanted=None if verify else b"eXIf")
         critical = not name[0] & 0x20
-        if header is None or name == b"eXIf" or (verify and critical):
-            body = stream.read(length)
-            intact = zlib.crc32(body, zlib.crc32(name)) == int.from_bytes(stream.read(4), "big")
-            if critical and not intact:
-                raise DataError(
-                    f"checksum of PNG chunk {name!r} is wrong",
-                    file=file.path,
-                    fix="download it again",
-                )
-            if name == b"IHDR" and header is None:
-                header = _png_header(body, file.path, limits)
-            if name == b"eXIf" and intact:
-                exif = body
-        else:
-            stream.seek(length + 4, io.SEEK_CUR)
+        if critical and not intact:
+            raise DataError(
+                f"checksum of PNG chunk {name!r} is wrong",
+                file=file.path,
+                fix="the file is damaged: download it again",
+            )
+        if name == b"eXIf" and intact:
+            exif = body
         seen_data = seen_data or name == b"IDAT"
-        if name == b"IEND":
-            break
     stream.seek(0)
     if not seen_data:
         raise DataError("the PNG has no pixel data", file=file.path, fix="download it again")
-    return PngHeader(header.height, header.width, header.depth, header.colour_type, exif)
+    return replace(header, exif=exif)
+
+
+def _png_chunk(file: OpenedFile, *, wanted: bytes | None) -> tuple[bytes, bytes | None, bool]:
+    """(name, body, checksum is right) of the next chunk; skipped unless ``wanted`` or None."""
+    stream = file.stream
+    start = stream.read(8)
+    if len(start) < 8:
+        raise DataError(
+            "the PNG ends before its end marker",
+            file=file.path,
+            fix="the file is truncated: download it again",
+        )
+    length, name = struct.unpack(">I4s", start)
+    if length > file.size - stream.tell() - 4:
+        raise DataError(
+            f"PNG chunk {name!r} claims {length} bytes, more than the file holds",
+            file=file.path,
+            fix="the file is truncated or damaged: download it again",
+        )
+    if wanted is not None and name != wanted:
+        stream.seek(length + 4, io.SEEK_CUR)
+        return name, None, True
+    body = stream.read(length)
+    checksum = int.from_bytes(stream.read(4), "big")
+    return name, body, zlib.crc32(body, zlib.crc32(name)) == checksum
 
 
 def _png_header(body: bytes, path: str, limits: ReadLimits) -> PngHeader:
