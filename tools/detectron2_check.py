@@ -86,6 +86,8 @@ def is_present() -> bool:
 
 def check_in_subprocess() -> Report:
     """Try the Detectron2 of this environment in a fresh process."""
+    if not is_present():
+        return Report()
     run = subprocess.run(
         [sys.executable, str(Path(__file__).resolve())],
         capture_output=True,
@@ -139,7 +141,7 @@ def _try_resume() -> None:
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
     if not LRScheduler(optimizer, scheduler).state_dict():
         raise ValueError(
-            "the LRScheduler hook saves nothing for StepLR: a resumed run would restart its schedule"
+            "the LRScheduler hook saves nothing for StepLR: a resumed run restarts its schedule"
         )
 
 
@@ -189,8 +191,6 @@ def _has_compiled_operators() -> bool:
 def run_checks() -> Report:
     """Run every check in this process."""
     report = Report()
-    if not is_present():
-        return report
     for name, check in CHECKS:
         try:
             check()

@@ -60,7 +60,10 @@ def __getattr__(name):
 
 GENERATED_FILES: dict[str, str] = {"detectron2/_C.py": _C_SOURCE}
 
-_NUMPY_ALIAS = "NumPy 1.24 removed the aliases np.int, np.float, np.str and np.bool (the last came back in 2.0)."
+_NUMPY_ALIAS = (
+    "NumPy 1.24 removed the aliases np.int, np.float, np.str and np.bool; the last one came back "
+    "in 2.0."
+)
 _NO_SOURCES = "The distribution has no C++ or CUDA sources, so that there is nothing to compile"
 
 PATCHES: tuple[Patch, ...] = (
@@ -92,7 +95,7 @@ PATCHES: tuple[Patch, ...] = (
         file="setup.py",
         old='find_packages(exclude=("configs", "tests*"))',
         new='find_packages(include=("detectron2", "detectron2.*"))',
-        why="Would also install a top-level package 'tools', which hides the tools/ of other projects.",
+        why="Would install a top-level package 'tools' too, which hides the tools/ of others.",
     ),
     Patch(
         name="setup-requirements",
@@ -106,7 +109,7 @@ PATCHES: tuple[Patch, ...] = (
             '        "black==21.4b2",\n'
         ),
         new='        "omegaconf>=2.1",\n        "hydra-core>=1.1",\n',
-        why="black==21.4b2 excludes every current click; future and pydot serve caffe2, which is gone.",
+        why="black==21.4b2 excludes every current click; future and pydot were for caffe2.",
     ),
     Patch(
         name="setup-model-zoo-configs",
@@ -133,13 +136,19 @@ PATCHES: tuple[Patch, ...] = (
         name="coco-fast-eval-log",
         file="detectron2/evaluation/coco_evaluation.py",
         old="        self._use_fast_impl = use_fast_impl\n",
-        new='        self._use_fast_impl = use_fast_impl and hasattr(_C, "COCOevalEvaluateImages")\n',
+        new=(
+            "        self._use_fast_impl = use_fast_impl and hasattr("
+            '_C, "COCOevalEvaluateImages")\n'
+        ),
         why="use_fast_impl=True is the default, and the log would name an implementation not used.",
     ),
     Patch(
         name="coco-fast-eval",
         file="detectron2/evaluation/coco_evaluation.py",
-        old="    coco_eval = (COCOeval_opt if use_fast_impl else COCOeval)(coco_gt, coco_dt, iou_type)\n",
+        old=(
+            "    coco_eval = (COCOeval_opt if use_fast_impl else COCOeval)"
+            "(coco_gt, coco_dt, iou_type)\n"
+        ),
         new=(
             '    fast = use_fast_impl and hasattr(_C, "COCOevalEvaluateImages")\n'
             "    coco_eval = (COCOeval_opt if fast else COCOeval)(coco_gt, coco_dt, iou_type)\n"
@@ -167,7 +176,7 @@ PATCHES: tuple[Patch, ...] = (
             "    except (ImportError, AttributeError):\n"
             '        data.append(("detectron2._C", "not built (pure-Python build)"))\n'
         ),
-        why="Calls the compiled extension; default_setup() of every training run comes through here.",
+        why="Calls the compiled extension; default_setup() of every run comes through here.",
     ),
     # Pillow.
     Patch(
@@ -308,8 +317,8 @@ PATCHES: tuple[Patch, ...] = (
         new=(
             '__all__ = [k for k in globals().keys() if not k.startswith("_")]\n\n\n'
             "def __getattr__(name):\n"
-            '    if name in ("Caffe2Model", "Caffe2Tracer", "add_export_config", "export_caffe2_model",\n'
-            '                "export_onnx_model"):\n'
+            '    if name in ("Caffe2Model", "Caffe2Tracer", "add_export_config",\n'
+            '                "export_caffe2_model", "export_onnx_model"):\n'
             "        raise ImportError(\n"
             '            f"detectron2.export.{name} needs caffe2, which torch no longer ships. "\n'
             '            "Use TracingAdapter with torch.onnx.export(dynamo=False) instead."\n'
@@ -324,8 +333,9 @@ PATCHES: tuple[Patch, ...] = (
         old="isinstance(self.scheduler, torch.optim.lr_scheduler._LRScheduler)",
         new="isinstance(self.scheduler, torch.optim.lr_scheduler.LRScheduler)",
         why=(
-            "torch 2.0 made _LRScheduler a subclass of LRScheduler. StepLR and its like are no longer "
-            "instances of it: their state is silently not saved, and a resumed run restarts its schedule."
+            "torch 2.0 made _LRScheduler a subclass of LRScheduler. StepLR and its like are no "
+            "longer instances of it: their state is silently not saved, and a resumed run restarts "
+            "its schedule."
         ),
         count=2,
     ),
@@ -334,7 +344,7 @@ PATCHES: tuple[Patch, ...] = (
         file="detectron2/modeling/anchor_generator.py",
         old="torch.meshgrid(shifts_y, shifts_x)",
         new='torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
-        why="torch announces that the indexing argument becomes required; every run warns about it.",
+        why="torch announces that the indexing argument becomes required; every run warns.",
     ),
 )
 
@@ -351,20 +361,21 @@ def patch_label() -> str:
 
 def apply_patches(
     root: Path,
-    patches: tuple[Patch, ...] = PATCHES,
+    patches: tuple[Patch, ...] | None = None,
     generated: dict[str, str] | None = None,
 ) -> None:
     """Patch an unpacked source tree, all of it or nothing.
 
     Args:
         root: The folder that holds ``setup.py``.
-        patches: Rows to apply, in this order.
+        patches: Rows to apply, in this order. Default: ``PATCHES``.
         generated: Files to add, path to text; they must not exist. Default: ``GENERATED_FILES``.
 
     Raises:
         PatchError: A text to be replaced is not there as often as expected, a replacement is there
             already, or a file to be added exists.
     """
+    patches = PATCHES if patches is None else patches
     generated = GENERATED_FILES if generated is None else generated
     texts: dict[str, str] = {}
     for patch in patches:

@@ -329,8 +329,9 @@ def install_official() -> None:
         _pip("install", "--no-build-isolation", OFFICIAL_URL)
     except InstallError as problem:
         raise InstallError(
-            f"{problem}\nThe official Detectron2 needs access to its git repository, a C++ compiler "
-            "and, for a GPU, the CUDA toolkit torch was built with. Without them leave out --official."
+            f"{problem}\nThe official Detectron2 needs access to its git repository, a C++ "
+            "compiler and, for a GPU, the CUDA toolkit torch was built with. Without them leave "
+            "out --official."
         ) from None
 
 
