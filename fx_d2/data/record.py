@@ -139,7 +139,7 @@ class PackedRecords(Sequence[Record]):
         for record in records:
             buffer += pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL)
             ends.append(len(buffer))
-        self._bytes = np.frombuffer(bytes(buffer), dtype=np.uint8)
+        self._bytes = np.frombuffer(buffer, dtype=np.uint8)  # no copy: at the peak it would count
         self._ends = np.asarray(ends, dtype=np.int64)
 
     @classmethod

@@ -9,7 +9,7 @@ import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ _LINE_LIMIT = 1 << 24  # bytes; the longest rows (landmarks and run lengths) hav
 _UNPACKED_LIMIT = (1 << 28, 100)  # bytes, and ratio to the packed size: beyond both it is a bomb
 
 
-def _lines(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
+def _lines(path: Path, stream: Any) -> Iterator[bytes]:
     total, packed = 0, max(path.stat().st_size, 1)
     while text := stream.readline(_LINE_LIMIT):
         total += len(text)
@@ -241,3 +241,20 @@ def number(
             fix="restore this row from the original file",
         )
     return value
+
+
+def reject(
+    frame: pd.DataFrame,
+    column: str,
+    wrong: np.ndarray,
+    good: np.ndarray,
+    *,
+    file: Path,
+    expected: object,
+    report: ReadReport,
+) -> None:
+    """Report the rows where ``wrong`` (N,) is True, and clear them in ``good`` (N,)."""
+    for row in np.flatnonzero(wrong & good):
+        error = bad_cell(file, int(row), column, frame[column].iloc[row], expected)
+        report.bad(f"row with a bad {column}", error)
+        good[row] = False
