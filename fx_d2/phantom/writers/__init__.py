@@ -1,0 +1,30 @@
+"""Writers of each vendor's own layout. A reader and its writer share no code; a test sees to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fx_d2.phantom.writers.base import Entry, Job, Member, Writer
+from fx_d2.phantom.writers.chexpert import CheXpert
+from fx_d2.phantom.writers.montgomery import Montgomery
+from fx_d2.phantom.writers.nih14 import Nih14
+from fx_d2.phantom.writers.rsna import Rsna
+
+WRITERS: tuple[Writer, ...] = (
+    CheXpert(),
+    Nih14(),
+    Rsna(),
+    Montgomery(),
+)
+
+__all__ = ["WRITERS", "Entry", "Job", "Member", "Writer", "writers_of"]
+
+
+def writers_of(keys: Sequence[str] | None) -> list[Writer]:
+    """The writers of some sources (all by default); sources that share files come together."""
+    wanted = set(keys) if keys is not None else {key for w in WRITERS for key in w.keys}
+    chosen = [writer for writer in WRITERS if wanted & set(writer.keys)]
+    missing = wanted - {key for writer in chosen for key in writer.keys}
+    if missing:
+        raise ValueError(f"no writer for {', '.join(sorted(missing))}")
+    return chosen
