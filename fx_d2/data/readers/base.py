@@ -14,13 +14,14 @@ import numpy as np
 
 from ..errors import DataError, ReadReport
 from ..source import Source
-from .tables import bad_cell, checked_labels, label_columns, line_of, number, read_table
+from .tables import bad_cell, checked_labels, label_columns, line_of, number, read_table, reject
 
 __all__ = [
     "ReadRequest",
     "bad_cell",
     "checked_labels",
     "counted",
+    "files_in",
     "find_file",
     "fit_box",
     "index_by_stem",
@@ -31,6 +32,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_table",
+    "reject",
     "relative_name",
     "view_filter",
     "warn_counts",
@@ -139,6 +141,32 @@ def index_by_stem(
                 continue
             found.setdefault(name if full_name else Path(name).stem, os.path.join(folder, name))
     return found
+
+
+def files_in(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
+    """The files directly in ``folder`` with one of ``suffixes``, by stem, in order of name.
+
+    Hidden files (macOS ``._*``) are passed over; of several files with one stem, the suffix named first wins.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
+    except OSError as exc:
+        raise DataError(
+            f"cannot be listed ({exc.strerror})",
+            file=folder,
+            expected="a folder",
+            fix="restore the folder from the original download",
+        ) from exc
+    ranks = {suffix.lower(): rank for rank, suffix in enumerate(suffixes)}
+    found: dict[str, tuple[int, str]] = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        rank = ranks.get(suffix.lower())
+        if rank is None or name.startswith("."):
+            continue
+        if stem not in found or rank < found[stem][0]:
+            found[stem] = (rank, os.path.join(folder, name))
+    return {stem: path for stem, (_, path) in found.items()}
 
 
 def relative_name(name: object, *, file: Path, row: int | str) -> str:
