@@ -1,4 +1,8 @@
-"""The size a compressed DICOM frame gives itself: a small header cannot hide a huge image."""
+"""What a compressed DICOM frame would decode to, worked out without decoding it.
+
+A small header must not hide a huge image, and some decoders answer a damaged frame by growing
+without bound or by aborting in a way that Python cannot catch as an ordinary exception.
+"""
 
 from __future__ import annotations
 
@@ -56,3 +60,47 @@ def _jpeg(frame: bytes) -> FrameHeader | None:
         (length,) = struct.unpack(">H", frame[position + 2 : position + 4])
         position += 2 + max(length, 2)
     return None
+
+
+def rle_segment_lengths(frame: bytes, n_segments: int, at_most: int) -> list[int]:
+    """Unpacked length of every segment of a DICOM RLE frame.
+
+    Args:
+        frame: 64 bytes of header (count and offsets), then the segments (PackBits).
+        n_segments: how many there have to be.
+        at_most: a longer one is not followed to its end.
+
+    Raises:
+        ValueError: the header or a segment is damaged.
+    """
+    if len(frame) < 64:
+        raise ValueError("the RLE header is cut off")
+    count, *offsets = struct.unpack("<16I", frame[:64])
+    if count != n_segments:
+        raise ValueError(f"{count} RLE segments instead of {n_segments}")
+    bounds = [*offsets[:count], len(frame)]
+    if bounds[0] != 64 or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+        raise ValueError("the RLE segment offsets are out of order")
+    return [
+        _packbits_length(frame, *pair, at_most) for pair in zip(bounds, bounds[1:], strict=False)
+    ]
+
+
+def _packbits_length(data: bytes, position: int, end: int, at_most: int) -> int:
+    total = 0
+    # A last byte on its own is the padding that makes the length even.
+    while position < end - 1:
+        count = data[position]
+        if count < 128:
+            total += count + 1
+            position += count + 2
+        elif count > 128:
+            total += 257 - count
+            position += 2
+        else:
+            position += 1
+        if total > at_most:
+            raise ValueError(f"an RLE segment unpacks to more than {at_most} bytes")
+    if position > end:
+        raise ValueError("an RLE segment is cut off")
+    return total

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fx_d2.data.errors import DataError
 from fx_d2.data.formats import dicom_grey
-from fx_d2.data.formats.codestream import frame_header
+from fx_d2.data.formats.codestream import frame_header, rle_segment_lengths
 from fx_d2.data.formats.contract import (
     ImageFacts,
     LoadedImage,
@@ -35,8 +35,10 @@ _IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 # Pillow refuses truncated JPEG data where GDCM fills up; the others are the fastest exact decoder
 # first.
-_PLUGIN_ORDER = ("pyjpegls", "pillow", "pylibjpeg", "gdcm", "pydicom")
-_J2K_PLUGIN_ORDER = ("pylibjpeg", "gdcm", "pillow")
+_PLUGINS = ("pyjpegls", "pillow", "pylibjpeg", "gdcm")
+_J2K_PLUGINS = ("pylibjpeg", "gdcm", "pillow")
+_RLE_PLUGINS = ("pylibjpeg", "pydicom")
+_RLE_PADDING_BYTES = 64
 _MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
 _VALUE_REPRESENTATION = re.compile(rb"[A-Z]{2}")
@@ -75,9 +77,10 @@ def decode(file: OpenedFile, limits: ReadLimits, notes: list[str], voi: str) -> 
             expected="integer pixel data (7FE0,0010)",
             fix="it is truncated or not an image: download it again",
         )
+    plugins: tuple[str, ...] = ()
     if syntax.is_encapsulated:
-        _check_frame(dataset, file, limits, height, width)
-    stored = _decode_pixels(dataset, file, syntax)
+        plugins = _check_frame(dataset, file, limits, syntax)
+    stored = _decode_pixels(dataset, file, syntax, plugins)
     n_samples = 1 if stored.ndim == 2 else stored.shape[2]
     if stored.shape[:2] != (height, width):
         raise DataError(
@@ -253,29 +256,35 @@ def _check_layout(dataset: Any, file: OpenedFile) -> None:
 
 
 def _check_frame(
-    dataset: Any, file: OpenedFile, limits: ReadLimits, height: int, width: int
-) -> None:
-    """The compressed frame has a header of its own, and that is what a decoder allocates for."""
+    dataset: Any, file: OpenedFile, limits: ReadLimits, syntax: Any
+) -> tuple[str, ...]:
+    """What the compressed frame itself would decode to, and the plugins to trust with it."""
     encaps = _pydicom("pydicom.encaps", file.path)
+    height, width = int(dataset.Rows), int(dataset.Columns)
     with refusing(file.path, "reading the compressed DICOM frame"):
         frame = next(iter(encaps.generate_frames(dataset.PixelData, number_of_frames=1)))
+        if syntax.name == "RLE Lossless":
+            n_segments = dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+            lengths = rle_segment_lengths(frame, n_segments, height * width + _RLE_PADDING_BYTES)
+            # The fast decoder panics on a segment that is too long, if only by its padding.
+            return _RLE_PLUGINS if max(lengths) <= height * width else _RLE_PLUGINS[1:]
     inner = frame_header(frame)
-    if inner is None:
-        return
-    check_extent(inner.height, inner.width, limits, file.path)
-    if (inner.height, inner.width) != (
-        height,
-        width,
-    ) or inner.n_components != dataset.SamplesPerPixel:
-        raise DataError(
-            f"the compressed frame is {inner.height} x {inner.width} x {inner.n_components}",
-            file=file.path,
-            expected=f"{height} x {width} x {dataset.SamplesPerPixel}, as the DICOM header says",
-            fix="the file is damaged: download it again",
-        )
+    if inner is not None:
+        check_extent(inner.height, inner.width, limits, file.path)
+        expected = (height, width, dataset.SamplesPerPixel)
+        if (inner.height, inner.width, inner.n_components) != expected:
+            raise DataError(
+                f"the compressed frame is {inner.height} x {inner.width} x {inner.n_components}",
+                file=file.path,
+                expected="{} x {} x {}, as the DICOM header says".format(*expected),
+                fix="the file is damaged: download it again",
+            )
+    return _J2K_PLUGINS if "2000" in syntax.name else _PLUGINS
 
 
-def _decode_pixels(dataset: Any, file: OpenedFile, syntax: Any) -> npt.NDArray:
+def _decode_pixels(
+    dataset: Any, file: OpenedFile, syntax: Any, plugins: tuple[str, ...]
+) -> npt.NDArray:
     decoders = _pydicom("pydicom.pixels", file.path)
     try:
         decoder = decoders.get_decoder(syntax)
@@ -291,16 +300,9 @@ def _decode_pixels(dataset: Any, file: OpenedFile, syntax: Any) -> npt.NDArray:
             file=file.path,
             fix=_EXTRA,
         )
+    plugin = next((name for name in plugins if name in decoder.available_plugins), "")
     with refusing(
         file.path, f"decoding {syntax.name}", fix=f"download it again; decoders come with {_EXTRA}"
     ):
-        array, _ = decoder.as_array(dataset, index=0, decoding_plugin=_plugin(decoder, syntax))
+        array, _ = decoder.as_array(dataset, index=0, decoding_plugin=plugin)
     return np.asarray(array)
-
-
-def _plugin(decoder: Any, syntax: Any) -> str:
-    """The decoder to trust with untrusted bytes; native data needs none."""
-    if not syntax.is_encapsulated:
-        return ""
-    order = _J2K_PLUGIN_ORDER if "2000" in syntax.name else _PLUGIN_ORDER
-    return next((name for name in order if name in decoder.available_plugins), "")
