@@ -133,25 +133,12 @@ PATCHES: tuple[Patch, ...] = (
         why="torch.ops only says that '_OpNamespace' has no such attribute; _C says what to do.",
     ),
     Patch(
-        name="coco-fast-eval-log",
+        name="coco-fast-eval",
         file="detectron2/evaluation/coco_evaluation.py",
         old="        self._use_fast_impl = use_fast_impl\n",
         new=(
             "        self._use_fast_impl = use_fast_impl and hasattr("
             '_C, "COCOevalEvaluateImages")\n'
-        ),
-        why="use_fast_impl=True is the default, and the log would name an implementation not used.",
-    ),
-    Patch(
-        name="coco-fast-eval",
-        file="detectron2/evaluation/coco_evaluation.py",
-        old=(
-            "    coco_eval = (COCOeval_opt if use_fast_impl else COCOeval)"
-            "(coco_gt, coco_dt, iou_type)\n"
-        ),
-        new=(
-            '    fast = use_fast_impl and hasattr(_C, "COCOevalEvaluateImages")\n'
-            "    coco_eval = (COCOeval_opt if fast else COCOeval)(coco_gt, coco_dt, iou_type)\n"
         ),
         why="use_fast_impl=True is the default and needs the compiled extension: use pycocotools.",
     ),
@@ -160,7 +147,7 @@ PATCHES: tuple[Patch, ...] = (
         file="detectron2/evaluation/coco_evaluation.py",
         old="from detectron2.config import CfgNode\n",
         new="from detectron2 import _C\nfrom detectron2.config import CfgNode\n",
-        why="Needed by the two rows above.",
+        why="Needed by the row above.",
     ),
     Patch(
         name="collect-env",

@@ -17,6 +17,7 @@ before it (they are requirements of fx_d2): the check at the end uses them.
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import html.parser
 import importlib.metadata
@@ -112,31 +113,43 @@ def _opener(settings: dict[str, str]) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(*handlers)
 
 
-def _read(opener: urllib.request.OpenerDirector, url: str) -> tuple[bytes, str]:
+def _split_login(url: str) -> tuple[str, str | None]:
+    """A URL without its user name and password, and the header value that carries them."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.username is None:
+        return url, None
+    login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+    bare = parts._replace(netloc=parts.netloc.rsplit("@", 1)[1]).geturl()
+    return bare, "Basic " + base64.b64encode(login.encode()).decode()
+
+
+def _read(
+    opener: urllib.request.OpenerDirector, url: str, login: str | None = None
+) -> tuple[bytes, str]:
     """The content at a URL and the address it came from after redirections."""
     request = urllib.request.Request(url, headers={"Accept": "text/html, */*;q=0.1"})
+    if login is not None:
+        # Not sent on to another host by a redirection.
+        request.add_unredirected_header("Authorization", login)
     with opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
         content = answer.read(_MAX_DOWNLOAD_BYTES + 1)
         if len(content) > _MAX_DOWNLOAD_BYTES:
-            raise InstallError(f"{_safe(url)}: larger than {_MAX_DOWNLOAD_BYTES} bytes; not used")
+            raise InstallError(f"{url}: larger than {_MAX_DOWNLOAD_BYTES} bytes; not used")
         return content, answer.geturl()
-
-
-def _safe(url: str) -> str:
-    """A URL without user name and password, for messages."""
-    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _from_index(index_url: str, settings: dict[str, str]) -> bytes:
     opener = _opener(settings)
-    page, page_url = _read(opener, f"{index_url}/{DIST_NAME}/")
+    bare_url, login = _split_login(index_url)
+    page, page_url = _read(opener, f"{bare_url}/{DIST_NAME}/", login)
     links = _Links()
     links.feed(page.decode("utf-8", errors="replace"))
     for target in links.targets:
         url = urllib.parse.urljoin(page_url, target).split("#", 1)[0]
         if urllib.parse.unquote(url).rsplit("/", 1)[-1] == SDIST_NAME:
-            return _read(opener, url)[0]
-    raise InstallError(f"the page of {DIST_NAME} at {_safe(index_url)} has no {SDIST_NAME}")
+            same_host = urllib.parse.urlsplit(url).netloc == urllib.parse.urlsplit(bare_url).netloc
+            return _read(opener, url, login if same_host else None)[0]
+    raise InstallError(f"the page of {DIST_NAME} has no {SDIST_NAME}")
 
 
 def _from_pip(folder: Path) -> bytes:
@@ -195,7 +208,7 @@ def _fetch_anywhere(folder: Path) -> bytes:
             return _from_index(url, settings)
         except (InstallError, OSError, ValueError) as problem:
             # URLError and ssl.SSLError are OSErrors; a malformed address is a ValueError.
-            tried.append(f"{_safe(url)}: {problem}")
+            tried.append(f"{url.rsplit('@', 1)[-1]}: {problem}")
     try:
         return _from_pip(folder)
     except InstallError as problem:

@@ -124,7 +124,7 @@ def test_mask_rcnn_trains_and_predicts_on_the_cpu():
     assert found.pred_masks.shape[1:] == (128, 128)
 
 
-@pytest.mark.patch("coco-fast-eval", "coco-fast-eval-log", "coco-fast-eval-import")
+@pytest.mark.patch("coco-fast-eval", "coco-fast-eval-import")
 @pytest.mark.parametrize("options", [{}, {"use_fast_impl": False}], ids=["default", "official"])
 def test_coco_evaluation(dataset_name, tmp_path, options):
     from detectron2.evaluation import COCOEvaluator
