@@ -1,0 +1,232 @@
+"""Ribs as tilted hoops on the rib cage, clavicles, scapulae, humeri and the spine (frontal view)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fx_d2.phantom.anatomy import Body, side_sign
+from fx_d2.phantom.canvas import Frame, bezier, ellipse_points, fill, paint, ribbon
+
+RIB_NAMES = tuple(f"{s}{k}" for s in "RL" for k in range(1, 11))
+# Nested outlines of a tube with cortex: relative half width and grey level, outside to inside.
+_TUBE = ((1.0, 0.62), (0.86, 1.0), (0.66, 0.66), (0.40, 0.58))
+
+
+@dataclass(frozen=True)
+class Rib:
+    """One rib: centre lines (N, 2) of its posterior and anterior part, and half widths (N,)."""
+
+    name: str
+    posterior: np.ndarray
+    anterior: np.ndarray
+    posterior_half: np.ndarray
+    anterior_half: np.ndarray
+
+
+def rib_curves(body: Body, seed: int) -> list[Rib]:
+    """Project 12 hoops per side; ribs 11 and 12 are drawn but have no truth mask."""
+    rng = np.random.default_rng([seed, 11])
+    ribs = []
+    for side, letter in (("right", "R"), ("left", "L")):
+        for k in range(1, 13):
+            ribs.append(_rib(body, side, f"{letter}{k}", k, rng.standard_normal(4)))
+    return ribs
+
+
+def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
+    """Hoop k: a circle-like curve in a plane that drops from back to front."""
+    head_y = body.rib_top + body.rib_step * ((k - 1) * 0.92 + 0.014 * k * k) + 0.10 * jitter[0]
+    slope = body.rib_slope * (1.0 + 0.03 * jitter[1])
+    full = body.depth_at(head_y + 3.0)
+    if k == 1:
+        full = 0.50 * body.depth
+    elif k == 2:
+        full = 0.62 * body.depth
+    low_y = head_y + slope * 0.5 * float(full)
+    wall = float(body.wall_x(low_y)) + 0.35
+    if k == 1:
+        wall = 0.92 * wall
+    # Floating ribs and lower costal cartilage: cartilage does not show.
+    end = np.radians({1: 158, 2: 154, 11: 92, 12: 62}.get(k, 146.0 - 1.9 * k) + 3.0 * jitter[2])
+    phi = np.linspace(0.0, end, 44)
+    x0 = 1.6
+    x = x0 + (wall - x0) * np.sin(phi)
+    depth = 0.5 * float(full) * (1.0 - np.cos(phi))
+    y = head_y + slope * depth - 0.55 * np.sin(phi) ** 2 * np.cos(phi) * (phi < np.pi / 2)
+    turn = body.anterior_shift * (depth / max(float(full), 1.0))
+    x = side_sign(side) * x + turn + body.spine_x(y) * np.cos(phi).clip(0.0)
+    path = np.stack([x, y], axis=1)
+    tangent = np.gradient(path, axis=0)
+    level = np.abs(tangent[:, 0]) / np.maximum(np.linalg.norm(tangent, axis=1), 1e-9)
+    size = (0.62 + 0.02 * min(k, 7)) * body.half_width / 14.0 * (1.0 + 0.05 * jitter[3])
+    half = size * (0.45 + 0.55 * level) * (1.0 + 0.18 * (phi > np.pi / 2) * np.sin(phi - np.pi / 2))
+    fold = int(np.searchsorted(phi, np.pi / 2)) + 1
+    fold = min(max(fold, 3), len(phi))
+    start = min(fold - 2, len(phi) - 3)
+    return Rib(name, path[:fold], path[start:], half[:fold], half[start:])
+
+
+def rib_masks(frame: Frame, ribs: list[Rib]) -> dict[str, np.ndarray]:
+    """Truth masks (H, W) of ribs 1 to 10 of both sides, posterior and anterior part together."""
+    masks = {}
+    for rib in ribs:
+        if rib.name in RIB_NAMES:
+            parts = [ribbon(rib.posterior, rib.posterior_half)]
+            if len(rib.anterior) > 3:
+                parts.append(ribbon(rib.anterior, rib.anterior_half))
+            masks[rib.name] = fill(frame, parts)
+    return masks
+
+
+def paint_tube(
+    frame: Frame, canvas: np.ndarray, path: np.ndarray, half: np.ndarray | float, peak: int
+) -> None:
+    """Paint a bone with a bright cortex and a fainter marrow space."""
+    for share, level in _TUBE:
+        paint(frame, canvas, ribbon(path, np.asarray(half) * share), int(round(peak * level)))
+
+
+def rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
+    """Bone thickness (H, W) of all ribs in cm of compact bone."""
+    back = np.zeros(frame.shape, np.uint8)
+    front = np.zeros(frame.shape, np.uint8)
+    for rib in ribs:
+        if len(rib.anterior) > 3 and not rib.name.endswith("12"):
+            paint_tube(frame, front, rib.anterior, rib.anterior_half, 255)
+        paint_tube(frame, back, rib.posterior, rib.posterior_half, 255)
+    grazing = frame.coarse(lambda x, y: _grazing(body, x, y))
+    layer = back.astype(np.float32) * np.float32(0.30 / 255.0)
+    layer += front.astype(np.float32) * np.float32(0.20 / 255.0)
+    return layer * grazing * np.float32(body.bone)
+
+
+def _grazing(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How much longer the beam runs in a rib where the hoop turns along it."""
+    u = np.clip(np.abs(x) / (body.wall_x(y) + 0.4), 0.0, 1.0)
+    return np.minimum(1.0 / np.sqrt(np.maximum(1.0 - u**2.2, 0.02)), 3.2)
+
+
+def clavicle_paths(body: Body) -> dict[str, np.ndarray]:
+    """Centre line (N, 2) of each clavicle, S-shaped, from sternum to acromion."""
+    k = body.half_width / 14.0
+    paths = {}
+    for side in ("right", "left"):
+        sign = side_sign(side)
+        inner = (1.9 * k + 0.3, body.clavicle_drop + 1.3)
+        rise = body.clavicle_rise
+        control = [
+            inner,
+            (5.0 * k, inner[1] - 0.1 * rise),
+            (8.5 * k, inner[1] - 0.95 * rise),
+            (12.5 * k, inner[1] - 1.35 * rise),
+            (16.2 * k, inner[1] - 1.0 * rise),
+        ]
+        path = bezier(control, 36)
+        path[:, 0] = path[:, 0] * sign + body.anterior_shift * 0.9
+        paths[side] = path
+    return paths
+
+
+def clavicle_half(body: Body, n: int = 36) -> np.ndarray:
+    """Half width (n,) of a clavicle, flared at both ends."""
+    t = np.linspace(0.0, 1.0, n)
+    return (0.62 + 0.28 * (1.0 - t) ** 4 + 0.18 * t**6) * body.half_width / 14.0
+
+
+def clavicle_layer(frame: Frame, body: Body) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Bone thickness (H, W) and the truth mask of each clavicle."""
+    canvas = np.zeros(frame.shape, np.uint8)
+    masks = {}
+    half = clavicle_half(body)
+    for side, path in clavicle_paths(body).items():
+        paint_tube(frame, canvas, path, half, 255)
+        masks[f"{side}_clavicle"] = fill(frame, [ribbon(path, half)])
+    return canvas.astype(np.float32) * np.float32(0.42 / 255.0 * body.bone), masks
+
+
+def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
+    """Scapulae, acromion and humeral heads, (H, W) cm of bone; they overlap the lung in AP films."""
+    k = body.half_width / 14.0
+    blade = np.zeros(frame.shape, np.uint8)
+    joint = np.zeros(frame.shape, np.uint8)
+    medial = 10.2 if body.arms_down else 13.2
+    for side in ("right", "left"):
+        sign = side_sign(side)
+        flip = np.array([sign * k, k])
+        outline = np.array(
+            [(medial + 0.2, 1.2), (15.4, 1.6), (16.6, 3.0), (15.8, 4.6), (14.8, 7.5)]
+            + [
+                (medial + 2.2, 12.6),
+                (medial + 1.2, 12.9),
+                (medial + 0.3, 11.0),
+                (medial - 0.2, 5.0),
+            ]
+        )
+        paint(frame, blade, outline * flip, 90)
+        inner = outline.mean(axis=0) + 0.86 * (outline - outline.mean(axis=0))
+        paint(frame, blade, inner * flip, 42)
+        margin = bezier([(15.9, 4.4), (14.9, 8.0), (medial + 1.9, 12.6)], 16)
+        paint(frame, blade, ribbon(margin * flip, 0.22), 190)
+        spine = bezier([(medial + 0.4, 3.6), (14.0, 1.6), (18.0, -0.6)], 16)
+        paint(frame, blade, ribbon(spine * flip, 0.30), 150)
+        acromion = ellipse_points((18.0, -0.3), (1.9, 0.7), 18.0) * flip
+        paint(frame, joint, acromion, 150)
+        arm_x = 21.4 if body.arms_down else 25.5
+        shaft = bezier([(18.9, 3.4), (19.6, 8.0), (arm_x, 22.0)], 20) * flip
+        paint_tube(frame, joint, shaft, 1.15 * k, 235)
+        head = ellipse_points((18.4, 2.7), (2.3, 2.4))
+        centre = head.mean(axis=0)
+        paint(frame, joint, head * flip, 190)
+        paint(frame, joint, (centre + 0.86 * (head - centre)) * flip, 150)
+        glenoid = bezier([(16.3, 1.2), (16.0, 2.8), (16.4, 4.3)], 10)
+        paint(frame, joint, ribbon(glenoid * flip, 0.16), 215)
+    layer = blade.astype(np.float32) * np.float32(0.50 / 255.0)
+    layer += joint.astype(np.float32) * np.float32(0.95 / 255.0)
+    return layer * np.float32(body.bone)
+
+
+def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
+    """Vertebral column: bone thickness (H, W) and the truth mask of the vertebral bodies."""
+    canvas = np.zeros(frame.shape, np.uint8)
+    detail = np.zeros(frame.shape, np.uint8)
+    k = body.half_width / 14.0
+    outlines = []
+    y = body.rib_top - 7.0
+    step = 1.45 * k
+    while y < body.span + 10.0:
+        half = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.15, 1.45, 1.55, 2.0)))
+        step = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.7, 2.0, 2.35, 2.9)))
+        x = float(body.spine_x(y))
+        top, bottom = y - 0.41 * step, y + 0.41 * step
+        right = bezier([(x + half, top), (x + 0.86 * half, y), (x + half, bottom)], 8)
+        left = right[::-1] * (-1.0, 1.0) + (2.0 * x, 0.0)
+        outline = np.concatenate([right, left], axis=0)
+        outlines.append(outline)
+        paint(frame, canvas, outline, 235)
+        shrunk = (outline - (x, y)) * (0.90, 0.86) + (x, y)
+        paint(frame, canvas, shrunk, 165)
+        _posterior_arch(frame, detail, x, y, half, step)
+        y += step
+    layer = canvas.astype(np.float32) * np.float32(1.15 / 255.0)
+    layer += detail.astype(np.float32) * np.float32(0.75 / 255.0)
+    first, last = outlines[0][:, 1].min(), outlines[-1][:, 1].max()
+    rows = np.linspace(first, last, 60)
+    half = k * np.interp(rows, (-6.0, 0.0, 10.0, 24.0), (1.15, 1.45, 1.55, 2.0))
+    column = ribbon(np.stack([body.spine_x(rows), rows], axis=1), half)
+    return layer * np.float32(body.bone), fill(frame, [column])
+
+
+def _posterior_arch(
+    frame: Frame, canvas: np.ndarray, x: float, y: float, half: float, step: float
+) -> None:
+    """Pedicles, spinous and transverse processes of one vertebra."""
+    for sign in (-1.0, 1.0):
+        process = bezier([(x + sign * 0.8 * half, y), (x + sign * 1.9 * half, y - 0.22 * step)], 6)
+        paint(frame, canvas, ribbon(process, 0.26 * half), 110)
+        pedicle = (x + sign * 0.62 * half, y - 0.12 * step)
+        paint(frame, canvas, ellipse_points(pedicle, (0.24 * half, 0.20 * step)), 230)
+        paint(frame, canvas, ellipse_points(pedicle, (0.14 * half, 0.11 * step)), 120)
+    spinous = ellipse_points((x, y + 0.36 * step), (0.15 * half, 0.26 * step))
+    paint(frame, canvas, spinous, 220)

@@ -1,0 +1,75 @@
+"""Airways, diaphragm and what lies under it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fx_d2.phantom.anatomy import Body, dome_line, side_sign
+from fx_d2.phantom.canvas import (
+    Frame,
+    add_ellipsoid,
+    bezier,
+    blur,
+    ellipse_points,
+    fill,
+    paint,
+    ribbon,
+)
+
+
+def airway_paths(body: Body) -> list[tuple[np.ndarray, float]]:
+    """Trachea and main bronchi as (centre line (N, 2), radius cm)."""
+    k = body.half_width / 14.0
+    hilum_y = 0.255 * (body.dome_y["left"] + body.dome_y["right"])
+    shift = 0.5 * body.mediastinum_shift + body.trachea_shift + 0.3 * body.anterior_shift
+    carina = (0.35 * k + body.mediastinum_shift, hilum_y - 2.2)
+    trachea = bezier([(0.0, -9.0), (0.0 + 0.3 * shift, -3.0), (0.5 * k + shift, 2.0), carina], 24)
+    right = bezier(
+        [carina, (carina[0] - 1.5, hilum_y - 1.0), (-3.3 * k + shift, hilum_y + 0.6)], 12
+    )
+    left = bezier([carina, (carina[0] + 1.8, hilum_y - 0.9), (4.2 * k + shift, hilum_y + 0.1)], 12)
+    return [(trachea, 0.88 * k), (right, 0.62 * k), (left, 0.55 * k)]
+
+
+def airway_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
+    """Air column thickness (H, W) in cm and the truth mask of trachea and main bronchi."""
+    canvas = np.zeros(frame.shape, np.uint8)
+    outlines = []
+    for path, radius in airway_paths(body):
+        for share, level in ((1.0, 130), (0.85, 190), (0.6, 230), (0.3, 255)):
+            paint(frame, canvas, ribbon(path, share * radius), level)
+        outlines.append(ribbon(path, radius))
+    depth = 1.9 * body.half_width / 14.0
+    layer = blur(canvas.astype(np.float32), 0.08 * frame.px_per_cm)
+    return layer * np.float32(depth / 255.0), fill(frame, outlines)
+
+
+def diaphragm_mask(frame: Frame, body: Body) -> np.ndarray:
+    """Both domes and what is under them down to the level of the lower costophrenic angle."""
+    outlines = []
+    low = max(body.dome_y.values()) + body.cp_drop
+    for side in ("right", "left"):
+        line = dome_line(body, side)
+        base = np.array([(line[-1, 0], low), (line[0, 0], low)])
+        outlines.append(np.concatenate([line, base], axis=0))
+    return fill(frame, outlines)
+
+
+def add_abdomen(frame: Frame, body: Body, soft: np.ndarray, seed: int) -> None:
+    """Subtract stomach bubble and bowel gas from the soft tissue below the left dome."""
+    rng = np.random.default_rng([seed, 31])
+    k = body.half_width / 14.0
+    gas = frame.zeros()
+    dome = body.dome_y["left"]
+    if rng.random() < 0.75:
+        size = rng.uniform(1.0, 2.4) * k
+        centre = (rng.uniform(5.0, 8.0) * k, dome + 0.9 * size + rng.uniform(0.8, 1.6))
+        add_ellipsoid(
+            frame, gas, centre, (1.35 * size, 0.85 * size), 2.4 * size, rng.uniform(-15, 15), 0.7
+        )
+    for _ in range(int(rng.integers(2, 7))):
+        size = rng.uniform(0.7, 1.5) * k
+        centre = (rng.normal(5.0, 4.0) * k, dome + rng.uniform(4.0, 9.0))
+        axes = (size * rng.uniform(1.0, 1.7), size * rng.uniform(0.5, 0.9))
+        add_ellipsoid(frame, gas, centre, axes, 1.6 * size, rng.uniform(-40, 40), 0.8)
+    soft -= blur(gas, 0.1 * frame.px_per_cm)

@@ -1,0 +1,98 @@
+"""Lung vessels as branching, tapering trees, and the fine texture of the lung."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fx_d2.phantom.anatomy import Body, side_sign
+from fx_d2.phantom.canvas import Frame, blur, noise_field, stroke
+
+_GENERATIONS = 7
+# Widths into which branches are sorted, so that one call draws many of them.
+_WIDTHS_CM = (0.05, 0.075, 0.11, 0.16, 0.23, 0.33, 0.46, 0.62)
+
+
+def grow_tree(
+    rng: np.random.Generator, roots: np.ndarray, calibre: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grow branches from ``roots`` (n, 5): x, y, direction (rad), length cm, radius cm.
+
+    Returns:
+        Paths (m, 4, 2) in cm and their widths (m,) in cm.
+    """
+    start, angle = roots[:, :2], roots[:, 2]
+    length, radius = roots[:, 3].copy(), roots[:, 4] * calibre
+    paths, widths = [], []
+    for _ in range(_GENERATIONS):
+        bend = rng.normal(0.0, 0.22, (len(start), 2))
+        a1, a2 = angle + bend[:, 0], angle + bend[:, 0] + bend[:, 1]
+        third = length[:, None] / 3.0
+        p1 = start + third * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        p2 = p1 + third * np.stack([np.cos(a1), np.sin(a1)], axis=1)
+        p3 = p2 + third * np.stack([np.cos(a2), np.sin(a2)], axis=1)
+        paths.append(np.stack([start, p1, p2, p3], axis=1))
+        widths.append(2.0 * radius)
+        spread = np.abs(rng.normal(0.42, 0.16, (len(start), 2))) * np.array([1.0, -1.0])
+        major = rng.random(len(start)) < 0.5
+        share = np.where(major[:, None], (0.86, 0.62), (0.62, 0.86))
+        stretch = rng.uniform(0.72, 1.02, (len(start), 2))
+        start = np.repeat(p3, 2, axis=0)
+        angle = (a2[:, None] + spread * (1.25 - 0.7 * share)).ravel()
+        length = (length[:, None] * stretch * (0.55 + 0.45 * share)).ravel()
+        radius = (radius[:, None] * share).ravel()
+    return np.concatenate(paths), np.concatenate(widths)
+
+
+def lung_roots(body: Body, side: str, rng: np.random.Generator) -> np.ndarray:
+    """Segmental vessels (n, 5) leaving one hilum towards all parts of the lung."""
+    sign = side_sign(side)
+    shift = body.mediastinum_shift + 0.4 * body.anterior_shift
+    hilum_y = 0.255 * (body.dome_y["left"] + body.dome_y["right"]) + (1.0 if sign < 0 else 0.2)
+    x0 = sign * (body.mediastinum_half + 0.5) + shift
+    degrees = np.array([-82.0, -62.0, -40.0, -12.0, 14.0, 38.0, 55.0, 68.0, 80.0, 94.0])
+    degrees = degrees + rng.normal(0.0, 7.0, len(degrees))
+    radius = np.array([0.17, 0.20, 0.17, 0.13, 0.16, 0.24, 0.31, 0.30, 0.26, 0.17])
+    length = np.array([2.6, 3.0, 2.9, 2.6, 2.9, 3.2, 3.4, 3.3, 3.1, 2.6]) * body.half_width / 14.0
+    reach = 0.9 * np.linspace(-1.0, 1.0, len(degrees)) * body.hilum
+    angle = np.radians(degrees)
+    if sign < 0:
+        angle = np.pi - angle
+    x = np.full(len(degrees), x0) + rng.normal(0.0, 0.25, len(degrees))
+    y = hilum_y + reach + rng.normal(0.0, 0.25, len(degrees))
+    return np.stack([x, y, angle, length, radius], axis=1)
+
+
+def vessel_layer(frame: Frame, body: Body, seed: int) -> np.ndarray:
+    """Vessel thickness (H, W) in cm of soft tissue, before it is cut to the lung."""
+    rng = np.random.default_rng([seed, 23])
+    canvas = np.zeros(frame.shape, np.uint8)
+    fine = np.zeros(frame.shape, np.uint8)
+    scale = body.half_width / 14.0
+    paths, widths = [], []
+    for side in ("right", "left"):
+        for veins in (False, True):
+            roots = lung_roots(body, side, rng)
+            if veins:
+                roots[:, 2] += rng.normal(0.0, 0.3, len(roots))
+                roots[:, 4] *= 0.7
+            p, w = grow_tree(rng, roots, body.vessel * scale)
+            paths.append(p)
+            widths.append(w)
+    path, width = np.concatenate(paths), np.concatenate(widths)
+    group = np.searchsorted(_WIDTHS_CM, width).clip(0, len(_WIDTHS_CM) - 1)
+    for g, size in enumerate(_WIDTHS_CM):
+        chosen = path[group == g]
+        if len(chosen):
+            target = fine if size < 0.12 else canvas
+            stroke(frame, target, list(chosen), size, int(255 * min(1.0, size / 0.62)))
+    layer = blur(canvas.astype(np.float32), 0.05 * frame.px_per_cm)
+    layer += fine
+    return layer * np.float32(0.62 * 1.25 / 255.0)
+
+
+def lung_texture(frame: Frame, rng: np.random.Generator) -> np.ndarray:
+    """Zero-mean mottle of vessels and septa too small to draw, (H, W), unit variance or so."""
+    coarse = noise_field(frame, rng, 1.3)
+    middle = noise_field(frame, rng, 0.42)
+    fine = noise_field(frame, rng, 0.16)
+    return 0.45 * coarse + 0.6 * middle + 0.55 * fine
