@@ -84,13 +84,18 @@ def draw_finding(
         empty = np.zeros(scene.frame.shape, bool)
         return [_truth(kind, spec, empty, spec.side or "none", first_instance)]
     return [
-        _truth(kind, spec, item.mask, item.side, first_instance + k)
+        _truth(kind, spec, item.mask, item.side, first_instance + k, item.part)
         for k, item in enumerate(kind.draw(scene, spec, rng))
     ]
 
 
 def _truth(
-    kind: FindingKind, spec: FindingSpec, mask: np.ndarray, side: str, instance: int
+    kind: FindingKind,
+    spec: FindingSpec,
+    mask: np.ndarray,
+    side: str,
+    instance: int,
+    part: str = "",
 ) -> Finding:
     return Finding(
         name=kind.name,
@@ -101,4 +106,5 @@ def _truth(
         texture=kind.texture,
         severity=float(spec.severity or 0.0),
         distractor=kind.distractor,
+        part=part,
     )

@@ -46,6 +46,7 @@ class Finding:
         texture: ``"smooth"``, ``"mottled"``, ``"reticular"``, ``"line"``, ``"dark"``, ``"shape"`` ...
         severity: As drawn, 0 to 1.
         distractor: True for a hard negative, which is no finding of any label set.
+        part: Which device it is, for support devices; blank elsewhere.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Finding:
     texture: str
     severity: float
     distractor: bool = False
+    part: str = ""
 
 
 @dataclass
@@ -101,6 +103,7 @@ class Drawn:
 
     mask: np.ndarray
     side: str
+    part: str = ""
 
 
 DrawFn = Callable[[Scene, FindingSpec, np.random.Generator], list[Drawn]]

@@ -107,9 +107,9 @@ def draw_support_device(scene: Scene, spec: FindingSpec, rng: np.random.Generato
         "port": _port,
     }
     count = 1 + int(rng.random() < 0.45) + int(rng.random() < 0.2)
-    names = rng.permutation(len(DEVICES))[:count]
-    masks = [makers[DEVICES[int(k)]](scene, rng) for k in names]
-    return [Drawn(mask, "none") for mask in masks if mask.any()]
+    names = [DEVICES[int(k)] for k in rng.permutation(len(DEVICES))[:count]]
+    masks = [(makers[name](scene, rng), name) for name in names]
+    return [Drawn(mask, "none", name) for mask, name in masks if mask.any()]
 
 
 def draw_chest_tube(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> list[Drawn]:
