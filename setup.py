@@ -4,6 +4,7 @@ Detectron2 is not listed below because it is not on the package index under its 
 ``tools/install_detectron2.py`` (called by ``make install``) puts it there.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -80,10 +81,13 @@ if (ROOT / "configs").is_dir():
     package_dir["fx_d2.configs"] = "configs"
 
 readme = ROOT / "README.md"
+# Read, not imported: the package needs torch and Detectron2.
+init = (ROOT / "fx_d2" / "__init__.py").read_text(encoding="utf-8")
+version = re.search(r'^__version__ = "([^"]+)"$', init, re.MULTILINE).group(1)
 
 setup(
     name="fx_d2",
-    version="0.1.0",
+    version=version,
     description="A Detectron2 extension for chest radiographs: one model, many partial labels",
     long_description=readme.read_text(encoding="utf-8") if readme.is_file() else "",
     long_description_content_type="text/markdown",
