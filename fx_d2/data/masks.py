@@ -1,15 +1,18 @@
-"""Mask references: what a record holds in place of pixels, and the one function that decodes them.
+"""Mask references: what a record holds in place of pixels, and how they are decoded.
 
-A record of CheXmask or SIIM would be a hundred times larger with its masks decoded, and reading 18,000 rows would
-take minutes; so records keep the vendor's own run lengths, polygons or file names and :func:`load_mask` turns
-any of them into a boolean array when an image is used. Run lengths are checked against the frame when they are
-read (:func:`check_runs`), because a run that ends beyond the frame means that the wrong convention was assumed.
+A record of CheXmask or SIIM would be a hundred times larger with its masks decoded, and reading
+18,000 rows would take minutes; so records keep the vendor's own run lengths, polygons or file names
+and :func:`load_mask` turns any of them into a boolean array when an image is used. Run lengths are
+checked against the frame when they are read (:func:`check_runs`), because a run that ends beyond
+the frame means that the wrong convention was assumed.
 
 A reference is one of
 
-* ``str``: a mask file, foreground where the value is above 0; ``list[str]``: the union of several files;
+* ``str``: a mask file, foreground where the value is above 0; ``list[str]``: the union of several
+  files;
 * COCO RLE: ``{"size": [h, w], "counts": bytes | str | list[int]}``;
-* ``{"size": [h, w], "runs": str, "convention": name}``: run lengths as the vendor wrote them;
+* ``{"size": [h, w], "runs": str | bytes, "convention": name}``: run lengths as the vendor wrote
+  them, or packed by :func:`pack_runs` (18,000 CheXmask rows are a gigabyte of text);
 * ``{"size": [h, w], "polygons": [[x0, y0, x1, y1, ...], ...]}``: the union of filled rings;
 * ``{"size": [h, w], "file": str, "left": int, "top": int}``: a crop placed in the frame;
 * ``{"size": [h, w], "union": [reference, ...]}``: several of the above.
@@ -19,6 +22,7 @@ A reference is one of
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,8 +36,17 @@ MaskRef = Any  # one of the forms above; validate_mask_ref says which
 CONVENTIONS = ("relative_columns", "absolute_rows_1")
 
 
-def parse_runs(text: str, *, file: str | None = None, row: int | str | None = None) -> np.ndarray:
-    """``"start length start length ..."`` as an (N, 2) int64 array; anything else is a :class:`DataError`."""
+_MAX_PIXELS = 1 << 28
+_FAR_PX = 1 << 20  # no image is that large, and OpenCV's fixed point overflows far beyond
+
+
+def parse_runs(
+    text: str | bytes, *, file: str | None = None, row: int | str | None = None
+) -> np.ndarray:
+    """``"start length start length ..."`` as an (N, 2) int64 array, else a :class:`DataError`."""
+    if isinstance(text, bytes):
+        deltas = np.frombuffer(zlib.decompress(text), dtype="<i4").reshape(2, -1)
+        return np.cumsum(deltas.T, axis=0, dtype=np.int64)
     fields = text.split()
     fix = "restore this row from the original file"
     try:
@@ -57,6 +70,12 @@ def parse_runs(text: str, *, file: str | None = None, row: int | str | None = No
     return numbers.reshape(-1, 2)
 
 
+def pack_runs(text: str) -> bytes:
+    """Run lengths that passed :func:`check_runs`, at a few percent of their size as text."""
+    deltas = np.diff(parse_runs(text), axis=0, prepend=0)
+    return zlib.compress(np.ascontiguousarray(deltas.T, dtype="<i4").tobytes(), 1)
+
+
 def absolute_runs(
     runs: np.ndarray,
     convention: str,
@@ -69,9 +88,12 @@ def absolute_runs(
 
     Args:
         runs: (N, 2) pairs as written.
-        convention: ``relative_columns``: each start is the gap since the previous run's end, scanning down the
-            columns (SIIM-ACR, CANDID-PTX); ``absolute_rows_1``: 1-based absolute starts along the rows (CheXmask).
+        convention: ``relative_columns``: each start is the gap since the previous run's end,
+            scanning down the columns (SIIM-ACR, CANDID-PTX); ``absolute_rows_1``: 1-based absolute
+            starts along the rows (CheXmask).
         size: (height, width) of the frame.
+        file: named in an error.
+        row: named in an error.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"run-length convention {convention!r} is not one of {CONVENTIONS}")
@@ -109,7 +131,7 @@ def check_runs(
     file: str | None = None,
     row: int | str | None = None,
 ) -> tuple[float, float, float, float]:
-    """Validate run lengths without decoding them and return their box (x0, y0, x1, y1), end exclusive."""
+    """Validate run lengths without decoding them; their box (x0, y0, x1, y1), end exclusive."""
     begin_end = absolute_runs(
         parse_runs(text, file=file, row=row), convention, size, file=file, row=row
     )
@@ -128,11 +150,16 @@ def check_runs(
 
 
 def runs_to_coco(text: str, size: tuple[int, int], **where: Any) -> dict[str, Any]:
-    """Relative column-major runs as a compressed COCO RLE: the two differ only in the closing gap."""
+    """Relative column-major runs as a compressed COCO RLE, which adds the closing gap."""
     begin_end = absolute_runs(parse_runs(text, **where), "relative_columns", size, **where)
     edges = np.concatenate([[0], begin_end.ravel(), [size[0] * size[1]]])
     counts = np.diff(edges).tolist()
     return coco_mask.frPyObjects({"size": list(size), "counts": counts}, size[0], size[1])
+
+
+def empty_mask() -> dict[str, Any]:
+    """The reference of a true negative: looked for and not there, whatever the image's size."""
+    return {"polygons": []}
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
@@ -151,11 +178,18 @@ def _decode_runs(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def _decode_polygons(rings: Iterable[Iterable[float]], size: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centre lies in a ring, its border included (annotators click on the last pixel inside)."""
+    """Pixels whose centre lies in a ring or on it: annotators click on the last pixel inside."""
     canvas = np.zeros(size, dtype=np.uint8)
     shift = 4  # sub-pixel bits of OpenCV's fixed point
     for ring in rings:
-        points = np.asarray(list(ring), dtype=np.float64).reshape(-1, 2)
+        points = np.asarray(list(ring), dtype=np.float64)
+        if points.size % 2 or not (np.abs(points) <= _FAR_PX).all():
+            raise DataError(
+                f"polygon with {points.size} coordinates up to {np.abs(points).max(initial=0):g}",
+                expected="pairs of finite coordinates near the image",
+                fix="check the annotation file",
+            )
+        points = points.reshape(-1, 2)
         cv2.fillPoly(canvas, [np.round(points * (1 << shift)).astype(np.int32)], 1, shift=shift)
     return canvas.astype(bool)
 
@@ -167,7 +201,7 @@ def _decode_crop(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     left, top = int(ref["left"]), int(ref["top"])
     if left < 0 or top < 0 or left + crop.shape[1] > size[1] or top + crop.shape[0] > size[0]:
         raise DataError(
-            f"mask crop of {crop.shape[0]} x {crop.shape[1]} at left {left}, top {top} leaves the image",
+            f"crop of {crop.shape[0]} x {crop.shape[1]} at left {left}, top {top} leaves the image",
             file=ref["file"],
             expected=f"within {size[0]} x {size[1]}",
             fix="check the index row of this mask",
@@ -177,17 +211,53 @@ def _decode_crop(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
+def _coco_counts(text: str | bytes) -> np.ndarray:
+    """The run lengths of a compressed COCO RLE.
+
+    pycocotools writes out of bounds on a damaged string, which ends the process; so strings from
+    files never reach it. Numbers are groups of five bits, lowest first, with a bit that says "more
+    follows"; from the fourth on they are differences to the number two before.
+    """
+    raw = text.encode("ascii", "replace") if isinstance(text, str) else text
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(digits & 32 == 0)
+    begins = np.concatenate([[0], ends[:-1] + 1]) if ends.size else ends
+    lengths = ends + 1 - begins
+    whole = ends.size and ends[-1] == len(digits) - 1 and int(lengths.max()) <= 7
+    if digits.size and (not whole or int(digits.min()) < 0 or int(digits.max()) > 63):
+        raise _coco_error("COCO run lengths are damaged", "the text that pycocotools writes")
+    place = np.arange(len(digits)) - np.repeat(begins, lengths)
+    numbers = np.zeros(len(ends), dtype=np.int64)
+    np.add.at(numbers, np.repeat(np.arange(len(ends)), lengths), (digits & 31) << 5 * place)
+    negative = digits[ends] & 16 != 0
+    numbers[negative] -= np.int64(1) << 5 * lengths[negative]
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers
+
+
+def _coco_error(problem: str, expected: str) -> DataError:
+    return DataError(problem, expected=expected, fix="check the annotation file")
+
+
 def _decode_coco(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     counts = ref["counts"]
-    if isinstance(counts, list):
-        if any(c < 0 for c in counts) or sum(counts) != size[0] * size[1]:
-            raise DataError(
-                f"COCO run lengths sum to {sum(counts)}",
-                expected=f"{size[0] * size[1]} for {size[0]} x {size[1]}",
-                fix="check the annotation file",
-            )
-        ref = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
-    return coco_mask.decode({"size": list(size), "counts": ref["counts"]}).astype(bool)
+    try:
+        counts = (
+            np.asarray(counts, dtype=np.int64) if isinstance(counts, list) else _coco_counts(counts)
+        )
+    except (ValueError, TypeError, OverflowError) as exc:
+        if isinstance(exc, DataError):
+            raise
+        raise _coco_error("COCO run lengths are no integers", "a list of integers") from exc
+    limit = size[0] * size[1]
+    fits = counts.ndim == 1 and ((counts >= 0) & (counts <= limit)).all()
+    if not fits or int(counts.sum()) != limit:
+        raise _coco_error(
+            f"COCO run lengths sum to {int(counts.sum())}", f"{limit} for {size[0]} x {size[1]}"
+        )
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(flat.reshape(size[1], size[0]).T)
 
 
 def _decode_file(path: str) -> np.ndarray:
@@ -201,11 +271,23 @@ def _decode(ref: MaskRef, size: tuple[int, int]) -> np.ndarray:
         return _decode_file(ref)
     if isinstance(ref, list):
         return _union(ref, size)
-    size = tuple(ref.get("size", size))  # type: ignore[assignment]
+    size = _frame(ref, size)
     for key, decode in _DECODERS.items():
         if key in ref:
             return decode(ref, size)
     raise TypeError(f"mask reference with keys {sorted(ref)} is none of the forms in {__name__}")
+
+
+def _frame(ref: dict[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+    """The reference's own size, else the image's; an untrusted one must not fill the memory."""
+    height, width = ref.get("size", size)
+    if not (height > 0 and width > 0 and height * width <= _MAX_PIXELS):
+        raise DataError(
+            f"mask of {height} x {width}",
+            expected=f"1 to {_MAX_PIXELS} pixels",
+            fix="check the size that the index states for this image",
+        )
+    return int(height), int(width)
 
 
 def _union(refs: Iterable[MaskRef], size: tuple[int, int]) -> np.ndarray:
@@ -236,8 +318,10 @@ def load_mask(ref: MaskRef, height: int, width: int, *, resize: bool = False) ->
 
     Args:
         ref: a reference in one of the forms above.
-        height, width: the image's size.
-        resize: whether a mask of another size is scaled to the image (nearest neighbour); else it is an error.
+        height: of the image.
+        width: of the image.
+        resize: whether a mask of another size is scaled to the image (nearest neighbour); else it
+            is an error.
     """
     mask = _decode(ref, (height, width))
     if mask.shape == (height, width):
