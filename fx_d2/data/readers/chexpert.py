@@ -92,11 +92,11 @@ class _Patients:
 
 
 def _views(frame: pd.DataFrame, images: pd.Series) -> list[str | None]:
-    """The ``AP/PA`` column, ``LATERAL``, or None where the table has no such column."""
+    """The ``AP/PA`` column, ``LL`` for a lateral view, None where the table has no column."""
     lateral = images.str.endswith("lateral").tolist()
     stated = frame["AP/PA"].tolist() if "AP/PA" in frame.columns else [""] * len(frame)
     pairs = zip(lateral, stated, strict=True)
-    return ["LATERAL" if side else (view or None) for side, view in pairs]
+    return ["LL" if side else (view or None) for side, view in pairs]
 
 
 def read(request: ReadRequest) -> Iterator[Record]:

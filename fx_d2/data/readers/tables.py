@@ -225,12 +225,12 @@ def bad_cell(
 
 
 def number(
-    text: str, *, file: Path, row: int | str, column: str, minimum: float | None = None
+    text: object, *, file: Path, row: int | str, column: str, minimum: float | None = None
 ) -> float:
-    """A finite number from a cell, or a :class:`DataError` that names it."""
+    """A finite number from a cell or a JSON value, or a :class:`DataError` that names it."""
     try:
-        value = float(text)
-    except ValueError:
+        value = float(text)  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError):
         value = float("nan")
     if not np.isfinite(value) or (minimum is not None and value < minimum):
         raise DataError(
