@@ -44,7 +44,7 @@ class ImageFacts:
         bits: real depth (DICOM BitsStored, PNG bit depth, 12 for JSRT), not the depth of the
             container.
         max_value: largest value the pixels can take; they lie in ``[0, max_value]``.
-        height, width: of the pixels, after EXIF orientation.
+        height, width: of the file's image, after EXIF orientation. A cached copy has fewer pixels.
         mode: how the pixels are stored (a Pillow mode, or an element type such as ``uint16``).
         photometric: ``MONOCHROME1`` / ``MONOCHROME2`` (DICOM), ``grey``, ``colour`` or ``palette``.
         inverted: the stored values were flipped so that bright means dense.
@@ -56,8 +56,6 @@ class ImageFacts:
         padded: share of the pixels that carry the DICOM padding value; they are set to 0.
         offset: added to the native values to make the smallest possible one 0.
         transfer_syntax: DICOM transfer syntax UID.
-        original_height, original_width: of the file; they differ from ``height, width`` for a
-            cached, smaller copy.
         notes: what the libraries warned of, and what was decided here.
     """
 
@@ -78,14 +76,7 @@ class ImageFacts:
     padded: float = 0.0
     offset: float = 0.0
     transfer_syntax: str | None = None
-    original_height: int = 0
-    original_width: int = 0
     notes: tuple[str, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        if not self.original_height:
-            object.__setattr__(self, "original_height", self.height)
-            object.__setattr__(self, "original_width", self.width)
 
 
 @dataclass(frozen=True)

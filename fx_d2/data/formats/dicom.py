@@ -269,16 +269,22 @@ def _check_frame(
             # The fast decoder panics on a segment that is too long, if only by its padding.
             return _RLE_PLUGINS if max(lengths) <= height * width else _RLE_PLUGINS[1:]
     inner = frame_header(frame)
-    if inner is not None:
-        check_extent(inner.height, inner.width, limits, file.path)
-        expected = (height, width, dataset.SamplesPerPixel)
-        if (inner.height, inner.width, inner.n_components) != expected:
-            raise DataError(
-                f"the compressed frame is {inner.height} x {inner.width} x {inner.n_components}",
-                file=file.path,
-                expected="{} x {} x {}, as the DICOM header says".format(*expected),
-                fix="the file is damaged: download it again",
-            )
+    if inner is None:
+        raise DataError(
+            "the compressed DICOM frame does not start like its transfer syntax",
+            file=file.path,
+            expected=syntax.name,
+            fix="the file is damaged: download it again",
+        )
+    check_extent(inner.height, inner.width, limits, file.path)
+    expected = (height, width, int(dataset.SamplesPerPixel))
+    if (inner.height, inner.width, inner.n_components) != expected:
+        raise DataError(
+            f"the compressed frame is {inner.height} x {inner.width} x {inner.n_components}",
+            file=file.path,
+            expected="{} x {} x {}, as the DICOM header says".format(*expected),
+            fix="the file is damaged: download it again",
+        )
     return _J2K_PLUGINS if "2000" in syntax.name else _PLUGINS
 
 
