@@ -1,9 +1,22 @@
 """fx_d2: classification, localization and segmentation of chest radiographs, learned together, on Detectron2.
 
-Importing this package registers datasets and components and does nothing else: no file is read, nothing is
-downloaded, no seed and no thread setting is touched.
+Importing this package registers datasets and components and does nothing else: no file is read,
+nothing is downloaded, no seed and no thread setting is touched.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+try:
+    import detectron2 as _detectron2  # noqa: F401
+except ImportError as exc:
+    raise ImportError(
+        "fx_d2 extends Detectron2, which cannot be imported here "
+        f"({exc}). Install it with: python tools/install_detectron2.py"
+    ) from exc
+
+from .config import add_fx_config
+from .data import builtin as _builtin  # noqa: F401  (registers <source>_<split>)
+
+__all__ = ["__version__", "add_fx_config"]
