@@ -100,8 +100,12 @@ def index_urls(settings: dict[str, str]) -> list[str]:
 
 
 def _opener(settings: dict[str, str]) -> urllib.request.OpenerDirector:
-    context = ssl.create_default_context(cafile=settings.get("cert"))
-    if not context.get_ca_certs() and "cert" not in settings:
+    context = ssl.create_default_context()
+    bundle = settings.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE")
+    if bundle:
+        kind = "capath" if os.path.isdir(bundle) else "cafile"
+        context.load_verify_locations(**{kind: bundle})
+    elif not context.get_ca_certs():
         # Some Python builds come without root certificates; pip brings its own.
         from pip._vendor import certifi
 
