@@ -13,10 +13,10 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fx_d2.data.atomic import write_atomically
 from fx_d2.data.catalog import datasets_root
 from fx_d2.data.doctor import CHECKS, Report, examine
 from fx_d2.data.doctor.report_html import render_html
@@ -99,19 +99,6 @@ def print_report(report: Report) -> None:
     verdict = "NOT FIT" if report.exit_code else "fit for training"
     print(f"\n{counts.replace('infos', 'notes').replace('info', 'note')}: {verdict}")
     print(f"({len(report.checks)} checks in {report.seconds:.1f} s)")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, then move into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

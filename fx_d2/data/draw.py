@@ -25,10 +25,10 @@ _BASE_COLOURS = (
     (230, 159, 0),
     (0, 200, 140),
     (240, 228, 66),
-    (213, 94, 0),
-    (204, 121, 167),
-    (120, 140, 255),
-    (255, 120, 120),
+    (235, 64, 64),
+    (210, 110, 230),
+    (120, 130, 255),
+    (255, 175, 200),
 )
 _BACKGROUND = (18, 20, 24)
 _TEXT = (235, 235, 235)
@@ -36,6 +36,7 @@ _DIM = (135, 140, 148)
 _POSITIVE = (255, 196, 87)
 _UNCERTAIN_COLOUR = (150, 190, 255)
 _FILL = 0.32  # opacity of a mask
+_MAX_EMPTY = 3  # empty masks named one by one in the legend
 
 
 @dataclass
@@ -107,6 +108,36 @@ def scene_of_record(record: Record, source: Source) -> Scene:
         scene.masks[name] = load_mask(ref, height, width, resize=source.resize_masks)
     if source.seg_classes and "masks" not in record:
         scene.notes.append("masks: not annotated")
+    return scene
+
+
+def scene_of_sample(sample: dict[str, Any], source: Source) -> Scene:
+    """What the mapper made of a record, as the model sees it (arrays or CPU tensors)."""
+    scene = Scene(np.asarray(sample["image"], dtype=np.float32)[0])
+    task = sample["task"] if isinstance(sample["task"], str) else "+".join(sample["task"])
+    height, width = scene.image.shape
+    scene.title = f"{source.key}/{task}  {sample['image_id']}  {height} x {width}"
+    if "labels" in sample:
+        values = map(float, np.asarray(sample["labels"]))
+        scene.labels = dict(zip(source.cls_classes, values, strict=True))
+    if "instances" in sample:
+        found = sample["instances"]
+        names = [source.thing_classes[int(i)] for i in found.gt_classes]
+        boxes = np.asarray(found.gt_boxes.tensor, dtype=float)
+        scene.boxes = [(n, tuple(map(float, b)), "") for n, b in zip(names, boxes, strict=True)]
+        if found.has("gt_masks"):
+            scene.outlines = list(zip(names, np.asarray(found.gt_masks.tensor), strict=True))
+        if not names:
+            scene.notes.append("boxes: annotated, none")
+    elif "loc" in task:
+        scene.notes.append("boxes: not annotated")
+    if "sem_masks" in sample:
+        masks = np.asarray(sample["sem_masks"]).astype(bool)
+        known = np.asarray(sample["sem_known"])
+        pairs = zip(source.seg_classes, masks, strict=True)
+        scene.masks = {name: mask for (name, mask), k in zip(pairs, known, strict=True) if k}
+        if not known.any():
+            scene.notes.append("masks: not annotated")
     return scene
 
 
@@ -240,14 +271,20 @@ def _legend(scene: Scene, colours: dict[str, tuple[int, int, int]]) -> Iterator[
             yield _Line(name + times, swatch=colours[name], hollow=True)
     if scene.masks:
         yield _Line("masks", _DIM)
-        for name, mask in scene.masks.items():
-            empty = "" if mask.any() else " (empty)"
-            yield _Line(name + empty, _DIM if empty else _TEXT, swatch=colours[name])
+        empty = [name for name, mask in scene.masks.items() if not mask.any()]
+        for name in scene.masks:
+            if name not in empty:
+                yield _Line(name, swatch=colours[name])
+        if len(empty) > _MAX_EMPTY:
+            yield _Line(f"{len(empty)} empty", _DIM)
+        else:
+            yield from (_Line(f"{name} (empty)", _DIM) for name in empty)
     for note in scene.notes:
         yield _Line(note, _DIM)
 
 
 def _label_lines(labels: dict[str, float]) -> Iterator[_Line]:
+    soft = {name: v for name, v in labels.items() if 0 < v < 1}  # a smoothed uncertain label
     unknown = [name for name, value in labels.items() if np.isnan(value)]
     positive = [name for name, value in labels.items() if value == 1]
     uncertain = [name for name, value in labels.items() if value == UNCERTAIN]
@@ -255,7 +292,9 @@ def _label_lines(labels: dict[str, float]) -> Iterator[_Line]:
         yield _Line(f"+ {name}", _POSITIVE)
     for name in uncertain:
         yield _Line(f"? {name} (uncertain)", _UNCERTAIN_COLOUR)
-    if not positive and not uncertain and len(unknown) < len(labels):
+    for name, value in soft.items():
+        yield _Line(f"~ {name} {value:.2f}", _UNCERTAIN_COLOUR)
+    if not positive and not uncertain and not soft and len(unknown) < len(labels):
         yield _Line("all negative")
     if unknown:
         more = "all" if len(unknown) == len(labels) else str(len(unknown))

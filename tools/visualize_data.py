@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""Draw datasets with their boxes, masks and labels, as PNG files or contact sheets.
+
+    python tools/visualize_data.py --source rsna --split train --num 12 --sheet --out pictures
+    python tools/visualize_data.py --dataset rsna_train nih14_test --num 4
+    python tools/visualize_data.py --root datasets --sheet          # every source that is there
+    python tools/visualize_data.py --source rsna --task loc --mapped   # as the model sees them
+
+Exit code: 0 everything drawn, 1 something could not be read, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from fx_d2.data import catalog
+from fx_d2.data.atomic import write_atomically
+from fx_d2.data.doctor.run import present_sources
+from fx_d2.data.draw import (
+    Picture,
+    contact_sheet,
+    draw_record,
+    draw_scene,
+    scene_of_sample,
+)
+from fx_d2.data.errors import DataError
+from fx_d2.data.record import Record
+from fx_d2.data.source import Source
+from fx_d2.data.sources import SOURCES, get_source
+
+_FIRST_CHOICE = ("train", "all")  # split drawn when none is named
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--source", nargs="+", metavar="S", help="sources; see --split")
+    what.add_argument("--dataset", nargs="+", metavar="NAME", help="names as <source>_<split>")
+    add("--root", type=Path, metavar="DIR", help="datasets root; default: $DETECTRON2_DATASETS")
+    add("--split", metavar="SPLIT", help="split of every source; default: train")
+    add("--num", type=int, default=8, metavar="N", help="images per dataset (default 8)")
+    add("--out", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
+    add("--sheet", action="store_true", help="one contact sheet per dataset instead of files")
+    add("--columns", type=int, default=4, metavar="N", help="of a sheet")
+    add("--size", type=int, default=640, metavar="PX", help="longer side of an image")
+    add("--mapped", action="store_true", help="after the mapper: augmented, as the model sees it")
+    add("--task", choices=("cls", "loc", "seg"), help="with --mapped; default: the richest")
+    add("--config-file", metavar="FILE", help="with --mapped: a config other than the defaults")
+    add("--evaluation", action="store_true", help="with --mapped: as for evaluation, not training")
+    add("--annotated", action="store_true", help="prefer images that have boxes, masks or labels")
+    return parser
+
+
+def parse_dataset(name: str) -> tuple[str, str]:
+    """``rsna_train`` as (``rsna``, ``train``); the longest source name counts."""
+    for key in sorted(SOURCES, key=len, reverse=True):
+        if name.startswith(f"{key}_"):
+            split = name[len(key) + 1 :]
+            if split in SOURCES[key].splits:
+                return key, split
+            known = ", ".join(f"{key}_{s}" for s in SOURCES[key].splits)
+            raise KeyError(f"no dataset {name!r}; {key} has {known}")
+    get_source(name)  # answers with the nearest names
+    raise KeyError(f"{name!r} names no split; use {name}_train, or --source {name}")
+
+
+def _wanted(args: argparse.Namespace, root: Path) -> list[tuple[str, str]]:
+    if args.dataset:
+        return [parse_dataset(name) for name in args.dataset]
+    keys = args.source or [source.key for source in present_sources(root)]
+    pairs = []
+    for source in map(get_source, keys):
+        split = args.split or next(
+            s for s in (*_FIRST_CHOICE, *source.splits) if s in source.splits
+        )
+        if split not in source.splits:
+            raise KeyError(f"{source.key} has no split {split!r}; it has {list(source.splits)}")
+        pairs.append((source.key, split))
+    return pairs
+
+
+def has_content(record: Record) -> bool:
+    """Whether something can be seen on it: a box, a mask or a positive label."""
+    if record.get("annotations") or record.get("masks"):
+        return True
+    return bool((np.asarray(record.get("labels", ())) == 1).any())
+
+
+def choose(records: Sequence[Record], num: int, annotated: bool) -> list[int]:
+    """Indices spread evenly over the dataset; with ``annotated``, over records with content first."""
+    indices = list(range(len(records)))
+    if annotated:
+        seen = [i for i in indices if has_content(records[i])]
+        indices = seen or indices
+    if len(indices) <= num:
+        return indices
+    return [indices[i] for i in np.linspace(0, len(indices) - 1, num).round().astype(int)]
+
+
+def save_png(path: Path, picture: Picture) -> None:
+    """Write an RGB picture."""
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    if not ok:
+        raise RuntimeError(f"{path}: the picture cannot be encoded as PNG")
+    write_atomically(path, data.tobytes())
+
+
+def mapped_drawer(args: argparse.Namespace) -> Callable[[Record, Source, int], Picture]:
+    """Draws a record as the mapper hands it to the model, number by number of one pass."""
+    # Detectron2 and torch take seconds to import: only where they are needed.
+    from detectron2.config import get_cfg
+
+    from fx_d2.config import add_fx_config
+    from fx_d2.data.mapper import FxMapper
+
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    mapper = FxMapper(cfg, is_train=not args.evaluation)
+
+    def draw(record: Record, source: Source, number: int) -> Picture:
+        task = args.task or source.all_tasks()[-1]
+        if task not in source.all_tasks():
+            raise DataError(
+                f"{source.key} has no task {task!r}",
+                expected=f"one of {source.all_tasks()}",
+                fix="choose another --task",
+            )
+        sample = mapper(record, task, (source.key, task, number))
+        return draw_scene(scene_of_sample(sample, source), source.thing_classes, size_px=args.size)
+
+    return draw
+
+
+def _pictures(
+    records: Sequence[Record], source: Source, args: argparse.Namespace, split: str
+) -> Iterator[tuple[str, Picture]]:
+    chosen = choose(records, args.num, args.annotated)
+    mapped = mapped_drawer(args) if args.mapped else None
+    for number, i in enumerate(tqdm(chosen, desc=f"drawing {source.key}_{split}", delay=2)):
+        record = records[i]
+        if mapped is not None:
+            yield record["image_id"], mapped(record, source, number)
+        else:
+            yield record["image_id"], draw_record(record, source, size_px=args.size)
+
+
+def draw_dataset(key: str, split: str, root: Path, args: argparse.Namespace) -> list[Path]:
+    """Draw one dataset; returns the files written."""
+    source = get_source(key)
+    records = catalog.load_records(key, split, root=root / source.folder, on_error="skip")
+    pictures = list(_pictures(records, source, args, split))
+    if args.sheet:
+        sheet = contact_sheet([picture for _, picture in pictures], columns=args.columns)
+        path = args.out / f"{key}_{split}.png"
+        save_png(path, sheet)
+        return [path]
+    written = []
+    for image_id, picture in pictures:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in image_id)[-120:]
+        path = args.out / f"{key}_{split}" / f"{safe}.png"
+        save_png(path, picture)
+        written.append(path)
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    root = (args.root or catalog.datasets_root()).expanduser()
+    if args.num < 1 or args.columns < 1 or args.size < 64:
+        parser.error("--num and --columns must be at least 1, --size at least 64")
+    if not root.is_dir():
+        parser.error(f"{root} is no folder; set DETECTRON2_DATASETS or name one with --root")
+    try:
+        wanted = _wanted(args, root)
+    except KeyError as exc:
+        parser.error(str(exc.args[0]))
+    if not wanted:
+        parser.error(f"no known source below {root}; datasets/README.md lists their folders")
+    failed = 0
+    for key, split in wanted:
+        try:
+            written = draw_dataset(key, split, root, args)
+        except DataError as exc:
+            print(f"{key}_{split}: {exc}", file=sys.stderr)
+            failed += 1
+            continue
+        print(f"{key}_{split}: {len(written)} file(s), {written[0]}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
