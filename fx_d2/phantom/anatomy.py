@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from fx_d2.phantom.canvas import (
     Frame,
     add_ellipsoid,
     bezier,
+    blur,
     ellipse_points,
     fill,
     paint,
@@ -28,7 +30,7 @@ _SIGN = {"right": -1.0, "left": 1.0}
 
 # Rib cage profile: relative height below the apex against relative inner half width.
 _WALL_T = (-0.02, 0.0, 0.012, 0.03, 0.07, 0.13, 0.20, 0.30, 0.42, 0.56, 0.72, 0.88, 1.02, 1.3)
-_WALL_F = (0.20, 0.31, 0.38, 0.46, 0.575, 0.69, 0.775, 0.865, 0.93, 0.975, 1.0, 1.0, 0.985, 0.95)
+_WALL_F = (0.20, 0.30, 0.36, 0.43, 0.53, 0.63, 0.725, 0.825, 0.905, 0.96, 0.99, 1.0, 0.99, 0.95)
 _DEPTH_F = (0.20, 0.26, 0.31, 0.37, 0.49, 0.62, 0.73, 0.84, 0.92, 0.98, 1.0, 1.0, 0.98, 0.95)
 
 
@@ -103,8 +105,8 @@ def make_body(patient: PatientSpec, pose: Pose) -> Body:
         half_width=patient.half_width * (1.0 - 0.03 * (1.0 - pose.inspiration)),
         depth=patient.depth,
         dome_y={"right": right, "left": right + patient.dome_gap},
-        cp_drop=4.4 * patient.half_width / 14.0,
-        medial_drop=1.5,
+        cp_drop=5.0 * patient.half_width / 14.0,
+        medial_drop=2.4,
         rib_slope=patient.rib_slope * (0.75 + 0.25 * pose.inspiration),
         rib_top=-0.9,
         rib_step=patient.lung_height / 9.6,
@@ -126,7 +128,7 @@ def make_body(patient: PatientSpec, pose: Pose) -> Body:
         anterior_shift=float(np.sin(np.radians(pose.rotation_deg)) * patient.depth * 0.5),
         scoliosis=patient.scoliosis_cm,
         clavicle_rise=patient.clavicle_rise + (0.8 if bedside else 0.0),
-        clavicle_drop=0.2 if bedside else 1.9,
+        clavicle_drop=1.2 if bedside else 2.9,
         bone=patient.bone_density,
         arms_down=bedside,
     )
@@ -138,9 +140,9 @@ def dome_line(body: Body, side: str, n: int = 40) -> np.ndarray:
     low = peak + body.cp_drop
     wall = float(body.wall_x(low))
     summit = 0.47 * wall
-    medial = np.linspace(0.9, summit, n // 3, endpoint=False)
+    medial = np.linspace(-0.4, summit, n // 3, endpoint=False)
     lateral = summit + (wall - summit) * np.sin(np.linspace(0.0, 0.5 * np.pi, n - n // 3))
-    t_medial = (summit - medial) / (summit - 0.9)
+    t_medial = (summit - medial) / (summit + 0.4)
     t_lateral = (lateral - summit) / (wall - summit)
     y_medial = peak + body.medial_drop * t_medial**2.2
     y_lateral = peak + body.cp_drop * (1.0 - np.sqrt(np.maximum(1.0 - t_lateral**2, 0.0)))
@@ -163,7 +165,7 @@ def cavity_outline(body: Body, side: str) -> np.ndarray:
             (sign * apex_outer * 0.68, -0.16),
             (sign * apex_outer * 0.50, 0.10),
             (sign * apex_outer * 0.40, 0.7),
-            (sign * 0.9, 2.0),
+            (sign * -0.4, 1.6),
         ]
     )
     return np.concatenate([dome, wall[1:], apex], axis=0)
@@ -222,12 +224,27 @@ def heart_parts(body: Body) -> list[Ellipse]:
     floor = 0.5 * (body.dome_y["left"] + body.dome_y["right"])
     angle = body.heart_axis_deg * (0.4 + 0.6 / body.heart_wide)
     # The apex rests on the left dome: place the ventricle from below.
-    y = floor - 3.1 * tall * (0.75 + 0.25 * np.sin(np.radians(angle)) / 0.67) + 0.2
+    y = floor - 3.5 * tall * (0.6 + 0.4 * np.sin(np.radians(angle)) / 0.67)
     return [
-        Ellipse((3.05 * wide + shift, y), (5.9 * wide, 4.15 * tall), 9.0 * k, angle),
-        Ellipse((-0.75 * wide + shift, y - 0.5 * tall), (3.75 * wide, 4.7 * tall), 8.0 * k, 12.0),
-        Ellipse((1.0 * k + shift, y - 4.6 * tall), (2.9 * k, 4.2 * tall), 7.0 * k, 0.0),
+        Ellipse((2.75 * wide + shift, y), (7.4 * wide, 3.5 * tall), 8.0 * k, angle),
+        Ellipse((-0.25 * wide + shift, y - 1.3 * tall), (3.5 * wide, 6.2 * tall), 8.0 * k, 4.0),
+        Ellipse((0.8 * k + shift, y - 5.0 * tall), (3.3 * k, 5.6 * tall), 7.0 * k, -8.0),
     ]
+
+
+def heart_base(body: Body) -> np.ndarray:
+    """Outline (5, 2) of the part of the heart that lies on the diaphragm between the domes."""
+    left, right = heart_parts(body)[:2]
+    reach = np.hypot(
+        left.axes[0] * np.cos(np.radians(left.angle_deg)),
+        left.axes[1] * np.sin(np.radians(left.angle_deg)),
+    )
+    x0, x1 = right.centre[0] - 0.88 * right.axes[0], left.centre[0] + 0.72 * reach
+    y0 = right.centre[1] + 0.45 * right.axes[1]
+    low = body.dome_y["right"] + 1.0, body.dome_y["left"] + 0.6
+    return np.array(
+        [(x0, y0), (x0 + 0.5, low[0]), (x1 - 0.3, low[1]), (x1, low[1] - 1.2), (1.0, y0)]
+    )
 
 
 def heart_width(body: Body) -> float:
@@ -300,29 +317,37 @@ def build_chest(frame: Frame, body: Body) -> Chest:
     heart = heart_parts(body)
     vessels = vessel_parts(body)
     middle = mediastinum_outline(body)
-    heart_mask = fill(frame, [part.outline() for part in heart])
+    base = heart_base(body)
+    heart_mask = _rounded(frame, fill(frame, [*[part.outline() for part in heart], base]))
     middle_mask = fill(frame, [middle, *[v.outline() for v in vessels[:2]]])
+    silhouette = _rounded(frame, heart_mask | middle_mask)
     thorax = frame.coarse(lambda x, y: _thorax_rows(body, y) + 0.0 * x) > 0.5
     aorta = ribbon(aorta_path(body), 0.95 * body.knob_cm)
     structures = {
         "heart": heart_mask,
         "aorta": fill(frame, [aorta, vessels[0].outline()]),
-        "mediastinum": heart_mask | (middle_mask & thorax),
+        "mediastinum": heart_mask | (silhouette & thorax),
     }
     depth = frame.coarse(lambda x, y: _cavity_depth(body, x, y))
-    tissue = _mediastinal_tissue(frame, body, soft_fill(frame, [middle]), heart, vessels)
+    tissue = _mediastinal_tissue(frame, body, silhouette, heart, vessels)
     air = frame.zeros()
     cavity: dict[str, np.ndarray] = {}
     for side in SIDES:
         outline = cavity_outline(body, side)
         cavity[side] = fill(frame, [outline])
-        structures[f"{side}_lung"] = cavity[side] & ~heart_mask & ~middle_mask
+        structures[f"{side}_lung"] = cavity[side] & ~silhouette
         below = frame.coarse(lambda x, y, s=side: _recess_share(body, s, x, y))
-        share = np.maximum(soft_fill(frame, [outline]), below)
-        air += share * np.maximum(depth - tissue, 0.0) * np.float32(body.lung_air[side])
+        share = np.maximum(soft_fill(frame, [outline]), below) * np.float32(body.lung_air[side])
+        air = np.maximum(air, share)
+    air *= np.maximum(depth - tissue, 0.0)
     soft = frame.coarse(lambda x, y: body_thickness(body, x, y))
     _add_breasts(frame, body, soft)
     return Chest(frame, body, structures, cavity, soft, air, tissue)
+
+
+def _rounded(frame: Frame, mask: np.ndarray) -> np.ndarray:
+    """Round the notches between overlapping outlines as fat and pericardium do."""
+    return blur(mask.astype(np.float32), 0.55 * frame.px_per_cm) > 0.5
 
 
 def _thorax_rows(body: Body, y: np.ndarray) -> np.ndarray:
@@ -333,7 +358,7 @@ def _thorax_rows(body: Body, y: np.ndarray) -> np.ndarray:
 def _cavity_depth(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Front-to-back depth of the inside of the rib cage; never zero just inside the wall."""
     u = np.clip(np.abs(x) / np.maximum(body.wall_x(y), 0.1), 0.0, 1.0)
-    return body.depth_at(y) * np.maximum(np.sqrt(1.0 - u**2.4), 0.28)
+    return body.depth_at(y) * np.maximum(np.sqrt(1.0 - u**3.6), 0.30)
 
 
 def _recess_share(body: Body, side: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -349,22 +374,22 @@ def _recess_share(body: Body, side: str, x: np.ndarray, y: np.ndarray) -> np.nda
 
 
 def _mediastinal_tissue(
-    frame: Frame,
-    body: Body,
-    middle: np.ndarray,
-    heart: list[Ellipse],
-    vessels: list[Ellipse],
+    frame: Frame, body: Body, mask: np.ndarray, heart: list[Ellipse], vessels: list[Ellipse]
 ) -> np.ndarray:
     """Soft tissue that displaces lung, (H, W): mediastinum, heart, great vessels, hila, aorta."""
-    half = body.mediastinum_half
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    inward = np.minimum(distance / np.float32(3.6 * frame.px_per_cm), 1.0)
+    rounded = blur(np.sqrt(inward * (2.0 - inward)), max(0.6, 0.03 * frame.px_per_cm))
 
-    def slab(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        u = np.clip(np.abs(x - body.mediastinum_shift) / (1.5 * half), 0.0, 1.0)
-        return body.depth_at(y) * (0.35 + 0.45 * np.sqrt(1.0 - u * u))
+    def content(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        from_spine = (x - body.spine_x(y) - 0.5 * body.mediastinum_shift) / 3.2
+        return body.depth_at(y) * (0.40 + 0.62 * np.exp(-(from_spine**2)))
 
-    tissue = middle * frame.coarse(slab)
-    for part in (*heart, *vessels):
-        add_ellipsoid(frame, tissue, part.centre, part.axes, part.depth, part.angle_deg)
+    tissue = rounded * frame.coarse(content)
+    for part in (*heart, *vessels[:2]):
+        add_ellipsoid(frame, tissue, part.centre, part.axes, 0.30 * part.depth, part.angle_deg)
+    for part in vessels[2:]:
+        add_ellipsoid(frame, tissue, part.centre, part.axes, part.depth, part.angle_deg, 0.8)
     tube = np.zeros(frame.shape, np.uint8)
     for share, level in ((1.0, 110), (0.9, 165), (0.7, 215), (0.45, 245)):
         paint(frame, tube, ribbon(aorta_path(body), 0.95 * body.knob_cm * share), level)
@@ -373,19 +398,28 @@ def _mediastinal_tissue(
 
 
 def _add_breasts(frame: Frame, body: Body, soft: np.ndarray) -> None:
-    """Breast tissue with its sharp lower fold; pectoral muscle is part of the trunk."""
+    """Breast tissue: fades upwards, ends in a sharp fold below."""
     if body.breast <= 0.0:
         return
-    size = 4.4 + 2.8 * body.breast
+    size = 4.2 + 2.6 * body.breast
+    low = 0.72 * body.span + 3.4 * body.breast
     for side in SIDES:
-        centre = (side_sign(side) * 0.62 * body.half_width, 0.66 * body.span + 2.2 * body.breast)
-        add_ellipsoid(frame, soft, centre, (size, 1.05 * size), 2.0 + 3.4 * body.breast, 0.0, 0.6)
+        x0 = side_sign(side) * 0.64 * body.half_width
+
+        def mound(x: np.ndarray, y: np.ndarray, x0: float = x0) -> np.ndarray:
+            u = (x - x0) / (1.1 * size)
+            fold = low - 0.75 * size * np.minimum(u * u, 2.0)
+            drop = (fold - y) / size
+            rise = np.clip(drop / 0.35, 0.0, 1.0) ** 0.5 * np.exp(-np.maximum(drop, 0.0) / 0.75)
+            return rise * np.clip(1.3 - u * u, 0.0, 1.0) * (1.6 + 4.2 * body.breast)
+
+        soft += frame.coarse(mound)
 
 
 def trunk_half_width(body: Body, y: np.ndarray) -> np.ndarray:
     """Skin half width of the trunk below the arm pits."""
     wall = np.maximum(body.wall_x(y), 0.6 * body.half_width)
-    return wall + 1.9 + 2.6 * body.habitus + 0.06 * np.maximum(y - 8.0, 0.0)
+    return wall + 2.6 + 2.6 * body.habitus + 0.05 * np.maximum(y - 8.0, 0.0)
 
 
 def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -396,7 +430,7 @@ def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     trunk_x = np.clip(side / trunk_half_width(body, y), 0.0, 1.0)
     inner = body.depth_at(np.maximum(y, 0.0)) + 3.4 + 6.0 * fat
     fade = np.clip((y + 3.0) / 6.0, 0.0, 1.0)
-    trunk = inner * np.sqrt(1.0 - trunk_x**2.6) * (0.35 + 0.65 * fade) * (y > -3.2)
+    trunk = inner * np.sqrt(1.0 - trunk_x**7.0) * (0.35 + 0.65 * fade) * (y > -3.2)
     neck_half = k * (5.6 + 0.8 * fat) + np.maximum(y + 3.0, 0.0)
     neck = (11.0 + 2.0 * fat) * np.sqrt(np.clip(1.0 - (side / neck_half) ** 2, 0.0, 1.0))
     neck *= np.clip((5.0 - y) / 6.0, 0.0, 1.0)
@@ -406,13 +440,13 @@ def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         (-9.0, -6.5, -4.4, -3.0, -1.9, -1.0, 0.6, 3.2, 7.0, 30.0),
     )
     line = line - 0.8 * fat
-    shoulder = (10.0 + 3.5 * fat) * np.sqrt(np.clip((y - line) / 4.5, 0.0, 1.0))
-    shoulder *= np.clip((13.0 - y - 0.35 * (side - 12.0 * k)) / 6.0, 0.0, 1.0)
+    shoulder = (16.5 + 3.0 * fat) * np.sqrt(np.clip((y - line) / 4.5, 0.0, 1.0))
+    shoulder *= np.clip((17.0 - y - 0.30 * (side - 12.0 * k)) / 9.0, 0.0, 1.0)
     shoulder *= np.clip((23.0 * k - side) / 2.0, 0.0, 1.0)
     if body.arms_down:
         axis, radius = 19.6 * k + 1.4 * fat + 0.04 * y, 4.2 * k + 1.3 * fat
     else:
-        axis, radius = 19.0 * k + 0.52 * np.maximum(y - 3.0, 0.0), 4.4 * k + 1.2 * fat
+        axis, radius = 19.4 * k + 0.26 * np.maximum(y - 4.0, 0.0), 5.6 * k + 1.4 * fat
     arm = 2.0 * radius * np.sqrt(np.clip(1.0 - ((side - axis) / radius) ** 2, 0.0, 1.0))
     arm *= np.clip((y - 1.0) / 5.0, 0.0, 1.0)
     return (trunk**5 + neck**5 + shoulder**5 + arm**5) ** 0.2

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, side_sign
-from fx_d2.phantom.canvas import Frame, bezier, ellipse_points, fill, paint, ribbon
+from fx_d2.phantom.canvas import Frame, bezier, ellipse_points, fill, paint, path_normals, ribbon
 
 RIB_NAMES = tuple(f"{s}{k}" for s in "RL" for k in range(1, 11))
 # Nested outlines of a tube with cortex: relative half width and grey level, outside to inside.
-_TUBE = ((1.0, 0.62), (0.86, 1.0), (0.66, 0.66), (0.40, 0.58))
+_TUBE = ((1.0, 0.66), (0.90, 1.0), (0.70, 0.60), (0.40, 0.52))
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def rib_curves(body: Body, seed: int) -> list[Rib]:
 def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     """Hoop k: a circle-like curve in a plane that drops from back to front."""
     head_y = body.rib_top + body.rib_step * ((k - 1) * 0.92 + 0.014 * k * k) + 0.10 * jitter[0]
-    slope = body.rib_slope * (1.0 + 0.03 * jitter[1])
+    steeper = {1: 1.6, 2: 1.25, 3: 1.08}.get(k, 1.0)  # the upper hoops lie flatter to the beam
+    slope = body.rib_slope * steeper * (1.0 + 0.03 * jitter[1])
     full = body.depth_at(head_y + 3.0)
     if k == 1:
         full = 0.50 * body.depth
@@ -47,7 +48,7 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     low_y = head_y + slope * 0.5 * float(full)
     wall = float(body.wall_x(low_y)) + 0.35
     if k == 1:
-        wall = 0.92 * wall
+        wall = 0.80 * wall
     # Floating ribs and lower costal cartilage: cartilage does not show.
     end = np.radians({1: 158, 2: 154, 11: 92, 12: 62}.get(k, 146.0 - 1.9 * k) + 3.0 * jitter[2])
     phi = np.linspace(0.0, end, 44)
@@ -58,8 +59,7 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     turn = body.anterior_shift * (depth / max(float(full), 1.0))
     x = side_sign(side) * x + turn + body.spine_x(y) * np.cos(phi).clip(0.0)
     path = np.stack([x, y], axis=1)
-    tangent = np.gradient(path, axis=0)
-    level = np.abs(tangent[:, 0]) / np.maximum(np.linalg.norm(tangent, axis=1), 1e-9)
+    level = np.abs(path_normals(path)[:, 1])  # 1 where the rib runs horizontally
     size = (0.62 + 0.02 * min(k, 7)) * body.half_width / 14.0 * (1.0 + 0.05 * jitter[3])
     half = size * (0.45 + 0.55 * level) * (1.0 + 0.18 * (phi > np.pi / 2) * np.sin(phi - np.pi / 2))
     fold = int(np.searchsorted(phi, np.pi / 2)) + 1
@@ -84,8 +84,10 @@ def paint_tube(
     frame: Frame, canvas: np.ndarray, path: np.ndarray, half: np.ndarray | float, peak: int
 ) -> None:
     """Paint a bone with a bright cortex and a fainter marrow space."""
+    offset = path_normals(path) * np.reshape(half, (-1, 1))
     for share, level in _TUBE:
-        paint(frame, canvas, ribbon(path, np.asarray(half) * share), int(round(peak * level)))
+        band = np.concatenate([path + share * offset, (path - share * offset)[::-1]], axis=0)
+        paint(frame, canvas, band, int(round(peak * level)))
 
 
 def rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
@@ -98,14 +100,15 @@ def rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
         paint_tube(frame, back, rib.posterior, rib.posterior_half, 255)
     grazing = frame.coarse(lambda x, y: _grazing(body, x, y))
     layer = back.astype(np.float32) * np.float32(0.30 / 255.0)
-    layer += front.astype(np.float32) * np.float32(0.20 / 255.0)
+    layer += front.astype(np.float32) * np.float32(0.15 / 255.0)
     return layer * grazing * np.float32(body.bone)
 
 
 def _grazing(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How much longer the beam runs in a rib where the hoop turns along it."""
-    u = np.clip(np.abs(x) / (body.wall_x(y) + 0.4), 0.0, 1.0)
-    return np.minimum(1.0 / np.sqrt(np.maximum(1.0 - u**2.2, 0.02)), 3.2)
+    wall = body.wall_x(np.maximum(y, 0.16 * body.span))
+    u = np.clip(np.abs(x) / (wall + 0.4), 0.0, 1.0)
+    return np.minimum(1.0 / np.sqrt(np.maximum(1.0 - u**2.2, 0.02)), 2.3)
 
 
 def clavicle_paths(body: Body) -> dict[str, np.ndarray]:
@@ -114,14 +117,14 @@ def clavicle_paths(body: Body) -> dict[str, np.ndarray]:
     paths = {}
     for side in ("right", "left"):
         sign = side_sign(side)
-        inner = (1.9 * k + 0.3, body.clavicle_drop + 1.3)
+        inner = (1.7 * k + 0.3, body.clavicle_drop + 1.5)
         rise = body.clavicle_rise
         control = [
             inner,
-            (5.0 * k, inner[1] - 0.1 * rise),
-            (8.5 * k, inner[1] - 0.95 * rise),
-            (12.5 * k, inner[1] - 1.35 * rise),
-            (16.2 * k, inner[1] - 1.0 * rise),
+            (5.0 * k, inner[1] + 0.35 * rise),
+            (8.0 * k, inner[1] - 0.9 * rise),
+            (12.0 * k, inner[1] - 1.9 * rise),
+            (16.0 * k, inner[1] - 1.05 * rise),
         ]
         path = bezier(control, 36)
         path[:, 0] = path[:, 0] * sign + body.anterior_shift * 0.9
@@ -143,7 +146,7 @@ def clavicle_layer(frame: Frame, body: Body) -> tuple[np.ndarray, dict[str, np.n
     for side, path in clavicle_paths(body).items():
         paint_tube(frame, canvas, path, half, 255)
         masks[f"{side}_clavicle"] = fill(frame, [ribbon(path, half)])
-    return canvas.astype(np.float32) * np.float32(0.42 / 255.0 * body.bone), masks
+    return canvas.astype(np.float32) * np.float32(0.8 / 255.0 * body.bone), masks
 
 
 def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
@@ -182,7 +185,7 @@ def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
         paint(frame, joint, (centre + 0.86 * (head - centre)) * flip, 150)
         glenoid = bezier([(16.3, 1.2), (16.0, 2.8), (16.4, 4.3)], 10)
         paint(frame, joint, ribbon(glenoid * flip, 0.16), 215)
-    layer = blade.astype(np.float32) * np.float32(0.50 / 255.0)
+    layer = blade.astype(np.float32) * np.float32(0.75 / 255.0)
     layer += joint.astype(np.float32) * np.float32(0.95 / 255.0)
     return layer * np.float32(body.bone)
 
@@ -196,7 +199,7 @@ def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
     y = body.rib_top - 7.0
     step = 1.45 * k
     while y < body.span + 10.0:
-        half = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.15, 1.45, 1.55, 2.0)))
+        half = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.25, 1.6, 1.75, 2.2)))
         step = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.7, 2.0, 2.35, 2.9)))
         x = float(body.spine_x(y))
         top, bottom = y - 0.41 * step, y + 0.41 * step
@@ -209,11 +212,11 @@ def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
         paint(frame, canvas, shrunk, 165)
         _posterior_arch(frame, detail, x, y, half, step)
         y += step
-    layer = canvas.astype(np.float32) * np.float32(1.15 / 255.0)
-    layer += detail.astype(np.float32) * np.float32(0.75 / 255.0)
+    layer = canvas.astype(np.float32) * np.float32(0.5 / 255.0)
+    layer += detail.astype(np.float32) * np.float32(0.42 / 255.0)
     first, last = outlines[0][:, 1].min(), outlines[-1][:, 1].max()
     rows = np.linspace(first, last, 60)
-    half = k * np.interp(rows, (-6.0, 0.0, 10.0, 24.0), (1.15, 1.45, 1.55, 2.0))
+    half = k * np.interp(rows, (-6.0, 0.0, 10.0, 24.0), (1.25, 1.6, 1.75, 2.2))
     column = ribbon(np.stack([body.spine_x(rows), rows], axis=1), half)
     return layer * np.float32(body.bone), fill(frame, [column])
 

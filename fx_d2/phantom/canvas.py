@@ -6,8 +6,10 @@ a coarse grid and interpolated, which is what makes a 512 px radiograph cheap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -37,11 +39,14 @@ class Frame:
 
     def to_px(self, points_cm: np.ndarray) -> np.ndarray:
         """Points (N, 2) in cm to (N, 2) float pixel coordinates (x, y)."""
-        points = np.asarray(points_cm, dtype=np.float64) - self.centre_cm
-        cos, sin = np.cos(self.tilt_rad), np.sin(self.tilt_rad)
-        turned = points @ np.array([[cos, sin], [-sin, cos]])
-        middle = (0.5 * (self.width - 1), 0.5 * (self.height - 1))
-        return turned * self.px_per_cm + middle
+        points = np.asarray(points_cm, dtype=np.float64)
+        x, y = points[:, 0] - self.centre_cm[0], points[:, 1] - self.centre_cm[1]
+        cos = math.cos(self.tilt_rad) * self.px_per_cm
+        sin = math.sin(self.tilt_rad) * self.px_per_cm
+        out = np.empty((len(points), 2))
+        out[:, 0] = x * cos - y * sin + 0.5 * (self.width - 1)
+        out[:, 1] = x * sin + y * cos + 0.5 * (self.height - 1)
+        return out
 
     def to_cm(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixel coordinates to cm; the two arrays broadcast against each other."""
@@ -94,8 +99,9 @@ class Frame:
 
 def _fixed(frame: Frame, points_cm: np.ndarray) -> np.ndarray:
     """Polygon corners as the fixed-point integers OpenCV wants, clipped far outside the picture."""
-    px = np.clip(frame.to_px(points_cm), -30000.0, 60000.0)
-    return np.rint(px * (1 << _SHIFT)).astype(np.int32)
+    px = frame.to_px(points_cm) * (1 << _SHIFT)
+    np.minimum(np.maximum(px, -5e5, out=px), 1e6, out=px)
+    return np.rint(px, out=px).astype(np.int32)
 
 
 def fill(frame: Frame, polygons: Sequence[np.ndarray]) -> np.ndarray:
@@ -120,13 +126,23 @@ def soft_fill(frame: Frame, polygons: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def stroke(
-    frame: Frame, canvas: np.ndarray, paths: Sequence[np.ndarray], width_cm: float, value: int
+    frame: Frame,
+    canvas: np.ndarray,
+    paths: Sequence[np.ndarray] | np.ndarray,
+    width_cm: float,
+    value: int,
 ) -> None:
-    """Draw open paths (N, 2) in cm with one line width; hairlines fade instead of vanishing."""
+    """Draw open paths (N, 2), or an array of them (M, N, 2), in cm with one line width.
+
+    Hairlines fade instead of vanishing.
+    """
     width_px = width_cm * frame.px_per_cm
     thickness = max(1, int(round(width_px)))
     shade = int(np.clip(round(value * min(1.0, max(width_px, 0.15) / thickness)), 1, 255))
-    fixed = [_fixed(frame, path) for path in paths]
+    if isinstance(paths, np.ndarray):  # many paths of equal length: convert them together
+        fixed = list(_fixed(frame, paths.reshape(-1, 2)).reshape(paths.shape))
+    else:
+        fixed = [_fixed(frame, path) for path in paths]
     cv2.polylines(canvas, fixed, False, shade, thickness, cv2.LINE_AA, _SHIFT)
 
 
@@ -134,10 +150,18 @@ def ellipse_points(
     centre: tuple[float, float], axes: tuple[float, float], angle_deg: float = 0.0, n: int = 48
 ) -> np.ndarray:
     """Outline (n, 2) of an ellipse; the angle turns its first axis clockwise on the screen."""
-    phase = np.linspace(0.0, 2.0 * np.pi, n, endpoint=False)
-    a, b = axes[0] * np.cos(phase), axes[1] * np.sin(phase)
+    circle = _unit_circle(n)
+    a, b = axes[0] * circle[:, 0], axes[1] * circle[:, 1]
     cos, sin = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
     return np.stack([centre[0] + a * cos - b * sin, centre[1] + a * sin + b * cos], axis=1)
+
+
+@lru_cache(maxsize=32)
+def _unit_circle(n: int) -> np.ndarray:
+    phase = np.linspace(0.0, 2.0 * np.pi, n, endpoint=False)
+    circle = np.stack([np.cos(phase), np.sin(phase)], axis=1)
+    circle.flags.writeable = False
+    return circle
 
 
 def add_ellipsoid(
@@ -163,12 +187,20 @@ def add_ellipsoid(
     target += (depth_cm * chord).astype(np.float32)
 
 
+def path_normals(path: np.ndarray) -> np.ndarray:
+    """Unit normals (N, 2) of an open path (N, 2)."""
+    step = np.empty_like(path, dtype=np.float64)
+    step[1:-1] = path[2:] - path[:-2]
+    step[0], step[-1] = path[1] - path[0], path[-1] - path[-2]
+    length = np.maximum(np.sqrt(step[:, 0] ** 2 + step[:, 1] ** 2), 1e-9)
+    normal = np.empty_like(step)
+    normal[:, 0], normal[:, 1] = -step[:, 1] / length, step[:, 0] / length
+    return normal
+
+
 def ribbon(path: np.ndarray, half_width: np.ndarray | float) -> np.ndarray:
     """Closed outline (2N, 2) of a band around an open path (N, 2)."""
-    tangent = np.gradient(path, axis=0)
-    tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
-    normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
-    offset = normal * np.reshape(np.broadcast_to(half_width, len(path)), (-1, 1))
+    offset = path_normals(path) * np.reshape(half_width, (-1, 1))
     return np.concatenate([path + offset, (path - offset)[::-1]], axis=0)
 
 

@@ -174,7 +174,7 @@ def _quantum_noise(signal: np.ndarray, level: float, rng: np.random.Generator) -
     if signal.shape[1] > 700:  # grain is correlated over neighbouring pixels of a fine detector
         grain = cv2.GaussianBlur(grain, (0, 0), 0.55) * np.float32(1.7)
     # Averaging when an image is reduced removes noise in proportion to the pixel side.
-    spread = 0.0045 * level * min(1.6, (signal.shape[1] / 1024.0) ** 0.5)
+    spread = 0.0022 * level * min(1.6, (signal.shape[1] / 1024.0) ** 0.5)
     return signal + np.float32(spread) * grain * np.exp(np.float32(1.4) * (signal - 0.3))
 
 

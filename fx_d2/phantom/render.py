@@ -161,7 +161,7 @@ def expose(scene: Scene, pose: Pose) -> np.ndarray:
     primary = np.exp(-path)
     scatter = blur(np.minimum(primary, 0.22), 2.5 * scene.frame.px_per_cm)
     scatter += 0.35 * blur(np.minimum(primary, 0.22), 9.0 * scene.frame.px_per_cm)
-    total = primary + np.float32(0.075 * pose.scatter) * scatter
-    total += np.float32(0.0035 * pose.scatter)
+    total = primary + np.float32(0.20 * pose.scatter) * scatter
+    total += np.float32(0.006 * pose.scatter)
     signal = -np.log(np.minimum(total, 1.0)) / np.float32(_LOG_RANGE)
     return np.clip(signal, 0.0, 1.0).astype(np.float32)

@@ -7,9 +7,10 @@ import numpy as np
 from fx_d2.phantom.anatomy import Body, side_sign
 from fx_d2.phantom.canvas import Frame, blur, noise_field, stroke
 
-_GENERATIONS = 7
+_GENERATIONS = 8
+_CONTRAST = 2.3  # vessels over their true thickness: a stand-in for what small ones add up to
 # Widths into which branches are sorted, so that one call draws many of them.
-_WIDTHS_CM = (0.05, 0.075, 0.11, 0.16, 0.23, 0.33, 0.46, 0.62)
+_WIDTHS_CM = (0.035, 0.05, 0.075, 0.11, 0.16, 0.23, 0.33, 0.46, 0.62)
 
 
 def grow_tree(
@@ -24,7 +25,7 @@ def grow_tree(
     length, radius = roots[:, 3].copy(), roots[:, 4] * calibre
     paths, widths = [], []
     for _ in range(_GENERATIONS):
-        bend = rng.normal(0.0, 0.22, (len(start), 2))
+        bend = rng.normal(0.0, 0.32, (len(start), 2))
         a1, a2 = angle + bend[:, 0], angle + bend[:, 0] + bend[:, 1]
         third = length[:, None] / 3.0
         p1 = start + third * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -34,8 +35,8 @@ def grow_tree(
         widths.append(2.0 * radius)
         spread = np.abs(rng.normal(0.42, 0.16, (len(start), 2))) * np.array([1.0, -1.0])
         major = rng.random(len(start)) < 0.5
-        share = np.where(major[:, None], (0.86, 0.62), (0.62, 0.86))
-        stretch = rng.uniform(0.72, 1.02, (len(start), 2))
+        share = np.where(major[:, None], (0.84, 0.58), (0.58, 0.84))
+        stretch = rng.uniform(0.66, 1.0, (len(start), 2))
         start = np.repeat(p3, 2, axis=0)
         angle = (a2[:, None] + spread * (1.25 - 0.7 * share)).ravel()
         length = (length[:, None] * stretch * (0.55 + 0.45 * share)).ravel()
@@ -65,29 +66,38 @@ def lung_roots(body: Body, side: str, rng: np.random.Generator) -> np.ndarray:
 def vessel_layer(frame: Frame, body: Body, seed: int) -> np.ndarray:
     """Vessel thickness (H, W) in cm of soft tissue, before it is cut to the lung."""
     rng = np.random.default_rng([seed, 23])
-    canvas = np.zeros(frame.shape, np.uint8)
-    fine = np.zeros(frame.shape, np.uint8)
     scale = body.half_width / 14.0
-    paths, widths = [], []
-    for side in ("right", "left"):
-        for veins in (False, True):
+    layer = frame.zeros()
+    for veins in (False, True):  # drawn apart, so that crossing vessels add up
+        trees = []
+        for side in ("right", "left"):
             roots = lung_roots(body, side, rng)
             if veins:
-                roots[:, 2] += rng.normal(0.0, 0.3, len(roots))
-                roots[:, 4] *= 0.7
-            p, w = grow_tree(rng, roots, body.vessel * scale)
-            paths.append(p)
-            widths.append(w)
-    path, width = np.concatenate(paths), np.concatenate(widths)
+                roots[:, 1] += 1.2
+                roots[:, 2] += rng.normal(0.0, 0.35, len(roots))
+                roots[:, 4] *= 0.72
+            trees.append(grow_tree(rng, roots, body.vessel * scale))
+        path = np.concatenate([tree[0] for tree in trees])
+        width = np.concatenate([tree[1] for tree in trees])
+        layer += _draw_branches(frame, body, path, width)
+    return layer * np.float32(0.62 * _CONTRAST / 255.0)
+
+
+def _draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Branches (m, 4, 2) of given widths (m,) as grey levels, float32 (H, W)."""
+    end = path[:, -1]
+    inside = (np.abs(end[:, 0]) < body.half_width + 1.0) & (end[:, 1] > -1.0)
+    inside &= (end[:, 1] < body.span + 1.0) & (width * frame.px_per_cm > 0.22)
+    path, width = path[inside], width[inside]
     group = np.searchsorted(_WIDTHS_CM, width).clip(0, len(_WIDTHS_CM) - 1)
+    wide, fine = np.zeros(frame.shape, np.uint8), np.zeros(frame.shape, np.uint8)
     for g, size in enumerate(_WIDTHS_CM):
-        chosen = path[group == g]
-        if len(chosen):
-            target = fine if size < 0.12 else canvas
-            stroke(frame, target, list(chosen), size, int(255 * min(1.0, size / 0.62)))
-    layer = blur(canvas.astype(np.float32), 0.05 * frame.px_per_cm)
+        if (chosen := path[group == g]).size:
+            target = fine if size < 0.14 else wide
+            stroke(frame, target, chosen, size, int(255 * min(1.0, (size / 0.62) ** 0.8)))
+    layer = blur(wide.astype(np.float32), 0.035 * frame.px_per_cm)
     layer += fine
-    return layer * np.float32(0.62 * 1.25 / 255.0)
+    return layer
 
 
 def lung_texture(frame: Frame, rng: np.random.Generator) -> np.ndarray:
