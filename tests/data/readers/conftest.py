@@ -98,30 +98,3 @@ def put_png() -> Callable[..., None]:
         Image.fromarray(pixels).convert(mode).save(path)
 
     return put
-
-
-@pytest.fixture
-def put_png() -> Callable[..., str]:
-    """``put_png(path, (height, width), box=None)``: a grey PNG or GIF, white inside the box."""
-
-    def put(path, size=(20, 24), box=None, mode="L"):
-        canvas = np.zeros(size, np.uint8)
-        if box is not None:
-            x0, y0, x1, y1 = box
-            canvas[y0:y1, x0:x1] = 255
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(canvas).convert(mode).save(path)
-        return str(path)
-
-    return put
-
-
-@pytest.fixture
-def read_source(read) -> Callable[..., tuple[list[Record], ReadReport]]:
-    """``read_source(key, root, part)``: validated records, and the report with what was skipped."""
-
-    def read_with_report(key, root, part, *, on_error="raise", counts=False, **options):
-        report = ReadReport(on_error=on_error, published_counts=counts)
-        return read(key, part, root, report=report, **options), report
-
-    return read_with_report
