@@ -72,9 +72,9 @@ def _add_augmentations(cfg: CN) -> None:
         node = cfg.INPUT.FX.AUG[task] = CN()
         # Share of the area that a random crop keeps, (low, high); (1, 1) is off, so that no lesion
         # is cut away.
-        node.CROP_SCALE = (1.0, 1.0)
+        node.CROP_SCALE = [1.0, 1.0]
         # Width / height of the crop, (low, high); the usual range.
-        node.CROP_RATIO = (0.75, 1.3333)
+        node.CROP_RATIO = [0.75, 1.3333]
         # Probability of a mirror image. Left and right classes are swapped with it, but the heart
         # lies on the wrong side then: off unless the paper has it on.
         node.FLIP = 0.0
@@ -100,7 +100,7 @@ def _add_augmentations(cfg: CN) -> None:
         node.GREY_PROB = 0.5
     # Paper 4.3, classification: crop of 8 to 100 %, mirrored half of the time, rotated by up to 7
     # degrees.
-    cfg.INPUT.FX.AUG.CLS.CROP_SCALE = (0.08, 1.0)
+    cfg.INPUT.FX.AUG.CLS.CROP_SCALE = [0.08, 1.0]
     cfg.INPUT.FX.AUG.CLS.FLIP = 0.5  # paper 4.3; no image label has a side
     cfg.INPUT.FX.AUG.CLS.ROTATE_DEG = 7.0  # paper 4.3
     cfg.INPUT.FX.AUG.LOC.FLIP = 0.5  # paper 4.3, the only augmentation of localization

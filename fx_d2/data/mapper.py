@@ -16,6 +16,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from fvcore.transforms.transform import PadTransform, TransformList
 
+from .cache import CachedReader
 from .draws import rng_for, seeded_globals
 from .errors import DataError
 from .images import LoadedImage, read_image
@@ -56,6 +57,10 @@ class FileReader:
     def read(self, record: Record) -> LoadedImage:
         """The image of ``record`` at its full size."""
         return read_image(record["file_name"], voi=self.voi)
+
+
+def _reader(cache: str, voi: str) -> ImageReader:
+    return CachedReader(cache, voi) if cache else FileReader(voi)
 
 
 class FxMapper:
@@ -135,7 +140,7 @@ class FxMapper:
             "augmentations": {task: build_augmentations(cfg, task, is_train) for task in TASKS},
             "intensity": intensity,
             "label_policy": policy,
-            "reader": reader or FileReader(intensity.voi),
+            "reader": reader or _reader(fx.CACHE, intensity.voi),
             "seed": max(
                 int(cfg.SEED), 0
             ),  # Detectron2's -1 means "any"; ours has to be the same twice

@@ -48,6 +48,7 @@ class _Wanted:
 class _Failed:
     """A bad record met in a worker; raised there, it would arrive as a page of traceback."""
 
+    key: Key
     error: DataError
 
 
@@ -62,7 +63,7 @@ class _Mapped(Dataset):
         try:
             return self.mapper(record, wanted.key[1], wanted.position)
         except DataError as error:
-            return _Failed(error)
+            return _Failed(wanted.key, error)
 
 
 class _Stream:
@@ -189,7 +190,8 @@ class TaskLoader:
         self._stream = _Stream()
         self._loader: DataLoader | None = None
         self._serves: tuple[Key, ...] = ()  # what the running workers hold
-        self._activation = 0
+        self._prepared: Iterator[list[Any]] | None = None
+        self._iteration = 0
         self.skipped: Counter[Key] = Counter()
 
     @property
@@ -284,15 +286,18 @@ class TaskLoader:
             records = {key: self.records(*key) for key in self._serves}
             dataset = _Mapped(records, self._mapper)
             self._loader = self._workers.loader(dataset, self._stream, persistent=True)
-        return self._batches(iter(self._loader), self._activation)
+        # Held here and not by the generator: whoever keeps that would keep the workers alive.
+        self._prepared = iter(self._loader)
+        self._iteration += 1
+        return self._batches(self._iteration)
 
-    def _batches(self, prepared: Any, activation: int) -> Iterator[Batch]:
-        while activation == self._activation:
-            batch = next(prepared, None)
+    def _batches(self, iteration: int) -> Iterator[Batch]:
+        while iteration == self._iteration and self._prepared is not None:
+            batch = next(self._prepared, None)
             if batch is None:
                 return
             yield self._checked(batch)
-        raise RuntimeError("another task was activated: begin a new iteration over the loader")
+        raise RuntimeError("the loader was activated or iterated anew: use the new iterator")
 
     def _checked(self, batch: list[Any]) -> Batch:
         good = []
@@ -302,7 +307,7 @@ class TaskLoader:
             elif self._on_error == "raise":
                 raise item.error
             else:
-                self.skipped[self._serves[0] if len(self._serves) == 1 else ("mix", "")] += 1
+                self.skipped[item.key] += 1
                 _logger.warning(
                     "image left out of its batch (%d so far): %s",
                     self.skipped.total(),
@@ -317,9 +322,8 @@ class TaskLoader:
 
     def close(self) -> None:
         """Stop the workers; records stay."""
-        self._loader = None  # the last reference: its iterator's finaliser joins the workers
+        self._prepared = self._loader = None  # the last references: the finaliser joins the workers
         self._serves = ()
-        self._activation += 1
 
     def _switch(self, keys: tuple[Key, ...]) -> None:
         for key in keys:
@@ -331,7 +335,7 @@ class TaskLoader:
                 for key in set(self._records) - set(keys):
                     del self._records[key], self._weights[key]
         self._serves = keys
-        self._activation += 1
+        self._iteration += 1
 
     def _order(self, source: str, task: str, pass_index: int, fraction: float) -> np.ndarray:
         return order(

@@ -231,7 +231,7 @@ class RandomShiftScale(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """One draw of zoom and shift."""
         h, w = image.shape[:2]
-        zoom = self._rand_range(1 - self.scale, 1 + self.scale)
+        zoom = float(self._rand_range(1 - self.scale, 1 + self.scale))
         dx, dy = self._rand_range(-self.shift, self.shift, size=2) * (w, h)
         move = (w / 2 * (1 - zoom) + dx, h / 2 * (1 - zoom) + dy)
         return FxAffineTransform(np.array([[zoom, 0, move[0]], [0, zoom, move[1]]]))
@@ -278,7 +278,7 @@ class RandomBlur(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """One draw of the deviation."""
-        sigma = self._rand_range(0, self.sigma_px)
+        sigma = float(self._rand_range(0, self.sigma_px))
         if sigma < 0.1:  # narrower than a pixel's own footprint
             return NoOpTransform()
         return T.ColorTransform(lambda img: cv2.GaussianBlur(img, (0, 0), sigma))
@@ -288,8 +288,8 @@ class RandomBlur(T.Augmentation):
 class AugmentConfig:
     """The augmentations of one task: the keys of ``INPUT.FX.AUG.<TASK>`` in fx_d2/config.py."""
 
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
+    crop_scale: Sequence[float]
+    crop_ratio: Sequence[float]
     flip: float
     rotate_deg: float
     shift: float

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BitMasks
+
+from fx_d2.data import masks as masks_module
+from fx_d2.data.errors import DataError
+from fx_d2.data.images import read_image
+from fx_d2.data.mapper import FileReader, FxMapper
+from fx_d2.data.masks import encode_mask, load_mask
+from fx_d2.data.sources import SOURCES
+
+NO_AUGMENTATION = (
+    *("CROP_SCALE", (1.0, 1.0), "FLIP", 0.0, "ROTATE_DEG", 0.0, "SHIFT", 0.0, "SCALE", 0.0),
+    *("BRIGHTNESS", 0.0, "CONTRAST", 0.0),
+)
+
+
+def plain(cfg, **changes):
+    """No augmentation but ``changes``."""
+    keys = dict(zip(NO_AUGMENTATION[::2], NO_AUGMENTATION[1::2], strict=True)) | changes
+    for task in ("CLS", "LOC", "SEG"):
+        for key, value in keys.items():
+            cfg.INPUT.FX.AUG[task][key] = value
+    return cfg
+
+
+def position(number=0):
+    return ("toy_chest", "x", 0, "1.0", number)
+
+
+def test_the_dict_a_model_gets(toy, fx_cfg):
+    record = toy.records[1]
+    result = FxMapper(fx_cfg, True)(record, "cls", position())
+    assert result["image"].shape == (3, 64, 64) and result["image"].dtype == torch.float32
+    assert result["image"].min() >= 0 and result["image"].max() <= 1
+    assert torch.equal(result["image"][0], result["image"][2])
+    assert (result["height"], result["width"]) == (record["height"], record["width"])
+    assert {k: result[k] for k in ("image_id", "file_name", "source", "task", "content_size")} == {
+        "image_id": record["image_id"],
+        "file_name": record["file_name"],
+        "source": "toy_chest",
+        "task": "cls",
+        "content_size": (64, 64),
+    }
+    assert "instances" not in result and "sem_masks" not in result
+
+
+def test_classification_decodes_no_mask(toy, fx_cfg, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a mask was decoded")
+
+    monkeypatch.setattr(masks_module, "_decode", forbidden)
+    mapper = FxMapper(fx_cfg, True)
+    mapper(toy.records[1], "cls", position())
+    with pytest.raises(AssertionError, match="decoded"):
+        mapper(toy.records[1], "seg", position())
+
+
+def test_one_channel(toy, fx_cfg):
+    fx_cfg.INPUT.FX.CHANNELS = 1
+    assert FxMapper(fx_cfg, True)(toy.records[0], "cls", position())["image"].shape[0] == 1
+    fx_cfg.INPUT.FX.CHANNELS = 2
+    with pytest.raises(ValueError, match="CHANNELS"):
+        FxMapper(fx_cfg, True)
+
+
+def test_sixteen_bits_do_not_saturate(tmp_path, toy, fx_cfg):
+    ramp = np.linspace(0, 65535, 300 * 300).reshape(300, 300)
+    path = tmp_path / "deep.png"
+    assert cv2.imwrite(str(path), ramp.astype(np.uint16))
+    fx_cfg.INPUT.FX.SIZE = 300
+    record = {**toy.records[0], "file_name": str(path), "height": 300, "width": 300}
+    image = FxMapper(plain(fx_cfg), True)(record, "cls", position())["image"][0].numpy()
+    assert len(np.unique(image)) > 60_000
+    assert (image >= 1).mean() < 0.01 and (image <= 0).mean() < 0.01
+    assert abs(image.mean() - 0.5) < 0.01
+
+
+def test_boxes_and_masks_of_a_resized_image(toy, fx_cfg):
+    record = toy.records[1]
+    result = FxMapper(plain(fx_cfg), True)(record, "loc", position())
+    scale = np.array([64 / record["width"], 64 / record["height"]] * 2)
+    want = np.array(record["annotations"][0]["bbox"]) * scale
+    np.testing.assert_allclose(result["instances"].gt_boxes.tensor[0].numpy(), want, rtol=1e-5)
+    assert isinstance(result["instances"].gt_masks, BitMasks)
+    found = result["instances"].gt_masks.get_bounding_boxes().tensor[0].numpy()
+    assert np.abs(found - want).max() < 1.0
+    assert result["instances"].gt_classes.tolist() == [1]
+    assert result["instances"].image_size == (64, 64)
+
+
+def test_everything_moves_with_the_image(toy, augmented_cfg):
+    """A mask, its box and a bright patch painted in the image stay on one another."""
+    mapper = FxMapper(augmented_cfg, True)
+    for task in ("LOC", "SEG"):  # grey changes would only blur the comparison
+        augmented_cfg.INPUT.FX.AUG[task].GREY_PROB = 0.0
+    h = w = 200
+    mask = cv2.ellipse(np.zeros((h, w), np.uint8), (120, 90), (30, 18), 20, 0, 360, 1, -1).astype(
+        bool
+    )
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = [float(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+    path = toy.folder / "patch.png"
+    assert cv2.imwrite(str(path), mask.astype(np.uint8) * 255)
+    note = {"bbox": box, "bbox_mode": 0, "category_id": 0, "segmentation": encode_mask(mask)}
+    record = {
+        **toy.records[0],
+        **{"file_name": str(path), "height": h, "width": w, "annotations": [note]},
+        "masks": {"Heart": encode_mask(mask)},
+    }
+    augmented_cfg.INPUT.FX.INTENSITY.MODE = "depth"
+    mapper = FxMapper(augmented_cfg, True)
+    seen = set()
+    for number in range(25):
+        result = mapper(record, ("loc", "seg"), position(number))
+        bright = result["image"][0].numpy() > 0.5
+        moved = result["sem_masks"][2].bool().numpy()
+        assert (bright ^ moved).sum() <= 0.12 * bright.sum() + 2
+        if bright.sum() < 20:
+            continue
+        assert len(result["instances"]) == 1
+        assert torch.equal(result["instances"].gt_masks.tensor[0], torch.from_numpy(moved))
+        rows, columns = np.flatnonzero(moved.any(1)), np.flatnonzero(moved.any(0))
+        tight = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        found = result["instances"].gt_boxes.tensor[0].numpy()
+        assert np.abs(found - tight).max() <= 1.01
+        seen.add(tuple(found.round()))
+    assert len(seen) > 15  # the draws differ
+
+
+def test_segmentation_may_be_any_reference(toy, fx_cfg):
+    record = dict(toy.records[1])
+    h, w = record["height"], record["width"]
+    ring = [20.0, 20.0, 50.0, 20.0, 50.0, 40.0, 20.0, 40.0]
+    filled = load_mask({"polygons": [ring]}, h, w)
+    forms = [
+        [ring],
+        {"size": [h, w], "polygons": [ring]},
+        encode_mask(filled),
+        {"union": [encode_mask(filled)]},
+    ]
+    note = {"bbox": [20.0, 20.0, 51.0, 41.0], "bbox_mode": 0, "category_id": 0}
+    record["annotations"] = [{**note, "segmentation": form} for form in forms]
+    masks = FxMapper(plain(fx_cfg), True)(record, "loc", position())["instances"].gt_masks.tensor
+    assert masks[0].sum() > 100
+    for other in masks[1:]:
+        assert torch.equal(masks[0], other)
+
+
+def test_images_without_findings_are_kept_and_unknown_is_not_empty(toy, fx_cfg):
+    mapper = FxMapper(fx_cfg, True)
+    empty = mapper(toy.records[0], "loc", position())
+    assert len(empty["instances"]) == 0 and empty["instances"].gt_boxes.tensor.shape == (0, 4)
+    assert empty["instances"].gt_masks.tensor.shape == (0, 64, 64)
+    assert empty["instances"].gt_classes.dtype == torch.int64
+    assert "annotations" not in toy.records[3]
+    assert "instances" not in mapper(toy.records[3], "loc", position())
+
+
+def test_masks_not_annotated_are_marked(toy, fx_cfg):
+    mapper = FxMapper(fx_cfg, True)
+    result = mapper(toy.records[0], "seg", position())
+    assert result["sem_masks"].dtype == torch.uint8 and result["sem_masks"].shape == (3, 64, 64)
+    assert result["sem_known"].tolist() == [True, True, False]
+    assert not result["sem_masks"][2].any()
+    record = {k: v for k, v in toy.records[0].items() if k != "masks"}
+    assert not mapper(record, "seg", position())["sem_known"].any()
+    record["masks"] = {"Heart": encode_mask(np.zeros((record["height"], record["width"]), bool))}
+    result = mapper(record, "seg", position())
+    assert result["sem_known"].tolist() == [False, False, True] and not result["sem_masks"].any()
+
+
+def test_a_flip_swaps_left_and_right(toy, fx_cfg):
+    record = {**toy.records[1], "labels": np.array([1, 0, np.nan], np.float32)}
+    straight = FxMapper(plain(fx_cfg), True)(record, ("cls", "loc", "seg"), position())
+    flipped = FxMapper(plain(fx_cfg, FLIP=1.0), True)(record, ("cls", "loc", "seg"), position())
+    assert torch.equal(flipped["image"], straight["image"].flip(-1))
+    assert straight["labels"][:2].tolist() == [1, 0] and flipped["labels"][:2].tolist() == [0, 1]
+    assert torch.isnan(flipped["labels"][2])
+    # "Left Nodule" (1) has become "Right Nodule" (2), at the mirrored place
+    assert straight["instances"].gt_classes.tolist() == [1]
+    assert flipped["instances"].gt_classes.tolist() == [2]
+    mirrored = 64 - straight["instances"].gt_boxes.tensor[:, [2, 1, 0, 3]]
+    mirrored[:, [1, 3]] = straight["instances"].gt_boxes.tensor[:, [1, 3]]
+    torch.testing.assert_close(flipped["instances"].gt_boxes.tensor, mirrored)
+    # the left lung's channel still holds the lung that lies on the image's right
+    for result in (straight, flipped):
+        columns = torch.arange(64.0)
+        left, right = (m.sum(0) @ columns / m.sum() for m in result["sem_masks"][:2].float())
+        assert left > 32 > right
+    assert torch.equal(flipped["sem_masks"][0], straight["sem_masks"][1].flip(-1))
+
+
+def test_a_flip_carries_what_is_known(toy, fx_cfg):
+    record = {**toy.records[1]}
+    record["masks"] = {"Left Lung": record["masks"]["Left Lung"]}
+    result = FxMapper(plain(fx_cfg, FLIP=1.0), True)(record, "seg", position())
+    assert result["sem_known"].tolist() == [False, True, False]
+    assert result["sem_masks"][1].any() and not result["sem_masks"][0].any()
+
+
+def labels_under(cfg, toy, policy, *, exceptions=(), is_train=True, number=0):
+    cfg.INPUT.FX.UNCERTAIN, cfg.INPUT.FX.UNCERTAIN_BY = policy, exceptions
+    record = {**toy.records[0], "labels": np.array([-1, 1, -1], np.float32)}
+    mapper = FxMapper(plain(cfg), is_train)
+    return mapper(record, "cls", position(number))["labels"].numpy()
+
+
+def test_policies_for_uncertain_labels(toy, fx_cfg):
+    nan = np.float32(np.nan)
+    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "ignore"), [nan, 1, nan])
+    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "zeros"), [0, 1, 0])
+    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "ones"), [1, 1, 1])
+    by = ("toy_chest=ones", "toy_chest/Edema=zeros", "chexpert=smooth")
+    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "ignore", exceptions=by), [1, 1, 0])
+
+
+def test_smooth_labels_are_a_function_of_the_position(toy, fx_cfg):
+    draws = np.array([labels_under(fx_cfg, toy, "smooth", number=i) for i in range(40)])
+    np.testing.assert_array_equal(draws[:, 1], 1)
+    uncertain = draws[:, [0, 2]]
+    assert ((uncertain >= 0.55) & (uncertain <= 0.85)).all()
+    assert uncertain.std() > 0.05 and len(np.unique(uncertain)) == 80
+    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "smooth", number=7), draws[7])
+
+
+@pytest.mark.parametrize("policy", ["ignore", "zeros", "ones", "smooth"])
+def test_evaluation_leaves_uncertain_labels_out(toy, fx_cfg, policy):
+    labels = labels_under(fx_cfg, toy, policy, is_train=False)
+    np.testing.assert_array_equal(labels, [np.nan, 1, np.nan])
+
+
+def test_unknown_labels_stay_unknown_unless_told(toy, fx_cfg):
+    record = {**toy.records[0], "labels": np.array([np.nan, 1, 0], np.float32)}
+    labels = FxMapper(plain(fx_cfg), True)(record, "cls", position())["labels"]
+    assert torch.isnan(labels[0]) and labels[1:].tolist() == [1, 0]
+    fx_cfg.INPUT.FX.UNKNOWN_BY = ("toy_chest=zeros",)
+    assert FxMapper(fx_cfg, True)(record, "cls", position())["labels"].tolist() == [0, 1, 0]
+    evaluated = FxMapper(fx_cfg, False)(record, "cls", position())["labels"]
+    assert torch.isnan(evaluated[0])
+
+
+def test_a_record_without_labels_is_all_unknown(toy, fx_cfg):
+    record = {k: v for k, v in toy.records[0].items() if k != "labels"}
+    labels = FxMapper(fx_cfg, True)(record, "cls", position())["labels"]
+    assert labels.shape == (3,) and torch.isnan(labels).all()
+    assert "labels" not in FxMapper(fx_cfg, True)(record, "loc", position())
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("UNCERTAIN", "drop", "'drop'; allowed: ignore"),
+        ("UNKNOWN", "ones", "'ones'; allowed: ignore, zeros"),
+        ("UNCERTAIN_BY", ("smooth",), "write 'source=policy'"),
+    ],
+)
+def test_wrong_policies_are_refused(fx_cfg, key, value, message):
+    fx_cfg.INPUT.FX[key] = value
+    with pytest.raises(ValueError, match=message):
+        FxMapper(fx_cfg, True)
+
+
+def test_check_finds_a_class_that_does_not_exist(toy, fx_cfg):
+    fx_cfg.INPUT.FX.UNCERTAIN_BY = ("toy_chest/Oedema=ones",)
+    with pytest.raises(ValueError, match="Oedema"):
+        FxMapper(fx_cfg, True).check(toy.source, "cls")
+
+
+def test_check_finds_a_flip_without_counterpart(fx_cfg):
+    lonely = replace(SOURCES["montgomery"], seg_classes=("Left Lung",))
+    mapper = FxMapper(plain(fx_cfg, FLIP=0.5), True)
+    with pytest.raises(ValueError, match="FLIP"):
+        mapper.check(lonely, "seg")
+    FxMapper(plain(fx_cfg), True).check(lonely, "seg")
+
+
+def test_another_size_than_the_index_states(toy, fx_cfg):
+    record = {**toy.records[0], "height": 512, "width": 512}
+    with pytest.raises(DataError) as caught:
+        FxMapper(fx_cfg, True)(record, "cls", position())
+    line = str(caught.value)
+    assert record["file_name"] in line and "512 x 512" in line and "toy0" in line
+    assert "\n" not in line
+    unknown = {k: v for k, v in record.items() if k not in ("height", "width")}
+    result = FxMapper(fx_cfg, True)(unknown, "cls", position())
+    assert (result["height"], result["width"]) == (
+        toy.records[0]["height"],
+        toy.records[0]["width"],
+    )
+
+
+def test_a_mask_that_does_not_fit_names_the_image(toy, fx_cfg):
+    record = {**toy.records[0], "masks": {"Heart": {"size": [5, 5], "counts": [25]}}}
+    with pytest.raises(DataError) as caught:
+        FxMapper(fx_cfg, True)(record, "seg", position())
+    assert record["file_name"] in str(caught.value) and "toy0" in str(caught.value)
+
+
+def test_keep_pads_and_says_where_the_image_ends(toy, fx_cfg):
+    record = toy.records[1]
+    fx_cfg.INPUT.FX.RESIZE = "keep"
+    result = FxMapper(plain(fx_cfg), True)(record, ("loc", "seg"), position())
+    h, w = result["content_size"]
+    assert result["image"].shape == (3, 64, 64) and max(h, w) == 64
+    assert abs(h / w - record["height"] / record["width"]) < 0.03
+    assert not result["image"][:, h:].any() and not result["image"][:, :, w:].any()
+    assert not result["sem_masks"][:, h:].any() and not result["sem_masks"][:, :, w:].any()
+    scale = np.array([w / record["width"], h / record["height"]] * 2)
+    want = np.array(record["annotations"][0]["bbox"]) * scale
+    np.testing.assert_allclose(result["instances"].gt_boxes.tensor[0].numpy(), want, rtol=1e-5)
+
+
+class HalfSize(FileReader):
+    """Stands for a cache: half the pixels, the facts of the original."""
+
+    def read(self, record):
+        loaded = read_image(record["file_name"])
+        small = cv2.resize(loaded.pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        return replace(loaded, pixels=small)
+
+
+def test_a_cache_changes_no_geometry(toy, fx_cfg):
+    record = toy.records[1]
+    cfg = plain(fx_cfg)
+    tasks = ("loc", "seg")
+    direct = FxMapper(cfg, True)(record, tasks, position())
+    cached = FxMapper(cfg, True, reader=HalfSize())(record, tasks, position())
+    assert (cached["height"], cached["width"]) == (record["height"], record["width"])
+    torch.testing.assert_close(
+        cached["instances"].gt_boxes.tensor, direct["instances"].gt_boxes.tensor, atol=0.1, rtol=0
+    )
+    assert (cached["sem_masks"] != direct["sem_masks"]).float().mean() < 0.03
+    assert (cached["image"] - direct["image"]).abs().mean() < 0.05
+
+
+def test_evaluation_makes_targets_only_when_asked(toy, fx_cfg):
+    tasks = ("cls", "loc", "seg")
+    without = FxMapper(fx_cfg, False, targets=False)(toy.records[1], tasks, position())
+    assert "labels" in without and "instances" not in without and "sem_masks" not in without
+    assert without["task"] == tasks
+    assert "instances" in FxMapper(fx_cfg, False)(toy.records[1], tasks, position())
+
+
+def test_boxes_thinner_than_the_limit_go(toy, fx_cfg):
+    record = {**toy.records[1]}
+    h, w = record["height"], record["width"]
+    speck = np.zeros((h, w), bool)
+    speck[5, 5] = True
+    note = {"bbox": [5.0, 5.0, 5.5, 30.0], "bbox_mode": 0, "category_id": 0}
+    record["annotations"] = [{**note, "segmentation": encode_mask(speck)}, *record["annotations"]]
+    result = FxMapper(plain(fx_cfg), True)(record, "loc", position())["instances"]
+    assert len(result) == 1 and result.gt_classes.tolist() == [1]
