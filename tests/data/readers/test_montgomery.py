@@ -52,9 +52,11 @@ def test_foreign_file_name(tree, put_png, read_source):
         read_source("montgomery", tree, "all")
 
 
-def test_missing_folder(tmp_path, read_source):
-    with pytest.raises(DataError, match="CXR_png"):
-        read_source("montgomery", tmp_path / "nothing", "all")
+@pytest.mark.parametrize("folder", ["CXR_png", "ManualMask/leftMask"])
+def test_missing_folder(tree, read_source, folder):
+    (tree / folder).rename(tree / "elsewhere")
+    with pytest.raises(DataError, match=folder):
+        read_source("montgomery", tree, "all")
 
 
 def test_counts_are_compared(tree, read_source):
