@@ -6,6 +6,7 @@ import csv
 import difflib
 import gzip
 import itertools
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,9 +37,32 @@ def _lines(path: Path, stream: Any) -> Iterator[bytes]:
 
 
 def _check_cells(path: Path, separator: str, encoding: str, header: Sequence[str] | None) -> None:
-    """Every row has as many cells as the header; more only if they are blank (a trailing comma)."""
-    cut, quote, blank = separator.encode(), b'"', (b"\n", b"\r\n")
-    wanted = None if header is None else len(header)
+    """Every row has as many cells as the first, and no named column is without a cell.
+
+    Some vendors end every line with a comma, so blank cells beyond the header are allowed, but only
+    in all rows alike: one such row more likely lost a cell of its own.
+    """
+    quote, blank, cut = b'"', (b"\n", b"\r\n"), separator.encode()
+    named = None if header is None else len(header)
+    width: int | None = None
+
+    def check(line: int, row: Sequence[str]) -> None:
+        nonlocal named, width
+        if named is None:  # the header line
+            named = len(row)
+            while named > 1 and not row[named - 1].strip():
+                named -= 1
+            return
+        width = width or len(row)
+        if len(row) != width or len(row) < named or any(c.strip() for c in row[named:]):
+            raise DataError(
+                f"{len(row)} cells",
+                file=path,
+                row=line,
+                expected=f"{max(named, width)}, as in the rows before",
+                fix="restore the file from the original download (is it cut off?)",
+            )
+
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
         lines = _lines(path, stream)
         for line, text in enumerate(lines, start=1):
@@ -46,15 +70,13 @@ def _check_cells(path: Path, separator: str, encoding: str, header: Sequence[str
                 rest = (raw.decode(encoding) for raw in itertools.chain([text], lines))
                 rows = csv.reader(rest, delimiter=separator)
                 for row in rows:
-                    wanted = wanted or len(row)
                     if row:
-                        _check_row(path, line + rows.line_num - 1, row, wanted)
+                        check(line + rows.line_num - 1, row)
                 return
-            cells = text.count(cut) + 1
-            wanted = wanted or cells
-            if cells != wanted and text not in blank:
-                row = text.decode(encoding).rstrip("\r\n").split(separator)
-                _check_row(path, line, row, wanted)
+            if text not in blank and (
+                width is None or text.count(cut) + 1 != width or width != named
+            ):
+                check(line, text.decode(encoding).rstrip("\r\n").split(separator))
 
 
 def _undecodable_line(path: Path, encoding: str) -> int | None:
@@ -65,17 +87,6 @@ def _undecodable_line(path: Path, encoding: str) -> int | None:
             except UnicodeDecodeError:
                 return line
     return None
-
-
-def _check_row(path: Path, line: int, row: Sequence[str], wanted: int) -> None:
-    if len(row) < wanted or any(cell.strip() for cell in row[wanted:]):
-        raise DataError(
-            f"{len(row)} cells",
-            file=path,
-            row=line,
-            expected=f"{wanted}, as in the first row",
-            fix="restore the file from the original download (is it cut off?)",
-        )
 
 
 def read_table(
@@ -111,20 +122,22 @@ def read_table(
     try:
         if not ragged and len(separator) == 1 and not separator.isspace():
             _check_cells(path, separator, encoding, header)
-        frame = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            encoding=encoding,
-            sep=separator,
-            header=None if header is not None else 0,
-            names=list(header) if header is not None else None,
-            usecols=(lambda name: name.strip() in wanted) if wanted is not None else None,
-            index_col=False,
-            on_bad_lines="error",
-            compression="infer",
-            encoding_errors="strict",
-        )
+        with warnings.catch_warnings():  # about blank last cells, which are checked above
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                encoding=encoding,
+                sep=separator,
+                header=None if header is not None else 0,
+                names=list(header) if header is not None else None,
+                usecols=(lambda name: name.strip() in wanted) if wanted is not None else None,
+                index_col=False,
+                on_bad_lines="error",
+                compression="infer",
+                encoding_errors="strict",
+            )
     except DataError:
         raise
     except UnicodeDecodeError as exc:
@@ -150,6 +163,8 @@ def read_table(
             frame[name] = frame[name].str.strip()
     missing = [name for name in required if name not in frame.columns]
     if missing:
+        if usecols is not None:  # say what else the header has
+            read_table(path, required=required, encoding=encoding, separator=separator)
         near = difflib.get_close_matches(missing[0], list(frame.columns), n=1)
         hint = f" (is it {near[0]!r}?)" if near else ""
         raise DataError(
