@@ -1,16 +1,18 @@
-"""What a patient of the world has: arranged so that small worlds hold every main class, else by prevalence."""
+"""What a patient has: arranged so that small worlds hold every main class, else by prevalence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from fx_d2.phantom.cooccurrence import sample_findings
-from fx_d2.phantom.findings import FindingSpec
+from fx_d2.phantom.findings import FINDINGS, FindingSpec
 from fx_d2.phantom.patient import PatientSpec, sample_patient
 from fx_d2.phantom.vocabulary_map import representatives
 from fx_d2.phantom.writers.base import Job, Member
+
+Case = list[FindingSpec]
 
 _DRAWS = 64  # tries to draw a case that has, or has not, what a label asks for
 
@@ -20,34 +22,57 @@ def patient_of(job: Job, member: Member) -> PatientSpec:
     return sample_patient(job.rng("patient", member.index))
 
 
-def arranged_findings(
-    key: str, member: Member, study: int = 0, count: int = 2
-) -> list[FindingSpec]:
-    """``count`` findings that stand for the next classes of the source, cycling through all of them."""
-    names = representatives(key)
+def names_of(findings: Iterable[FindingSpec]) -> list[str]:
+    """Names of the findings that count: look-alikes are no findings."""
+    return [f.name for f in findings if not FINDINGS[f.name].distractor]
+
+
+def drawn_case(key: str, rng: np.random.Generator) -> Case:
+    """A case by the prevalences and co-occurrences of a source."""
+    return [FindingSpec(name) for name in sample_findings(key, rng)]
+
+
+def arranged_case(table: str, member: Member, study: int = 0, count: int = 2) -> Case:
+    """``count`` findings that stand for the next classes of a table, cycling through it."""
+    names = representatives(table)
     number = (member.rank + study) // 3 + study
     chosen = [names[(number * count + k) % len(names)] for k in range(count)]
     return [FindingSpec(name) for name in dict.fromkeys(chosen)]
 
 
-def findings_of(
-    key: str, member: Member, rng: np.random.Generator, study: int = 0, count: int = 2
-) -> list[FindingSpec]:
-    """Findings of one study by the member's mode; see :meth:`Member.mode`."""
+def case_of(
+    key: str,
+    member: Member,
+    rng: np.random.Generator,
+    *,
+    study: int = 0,
+    table: str | None = None,
+    count: int = 2,
+) -> Case:
+    """Findings of one study by the member's mode; see :meth:`Member.mode`.
+
+    Args:
+        key: source whose prevalences are drawn from.
+        member: the patient.
+        rng: for drawn cases.
+        study: number of the study.
+        table: label table that arranged cases cycle through; the source's own by default.
+        count: findings per arranged case.
+    """
     mode = member.mode(study)
     if mode == "negative":
         return []
     if mode == "positive":
-        return arranged_findings(key, member, study, count)
-    return list(sample_findings(key, rng))
+        return arranged_case(table or key, member, study, count)
+    return drawn_case(key, rng)
 
 
-def findings_such_that(
-    key: str, rng: np.random.Generator, wanted: Callable[[Sequence[str]], bool]
-) -> list[FindingSpec] | None:
+def case_such_that(
+    key: str, rng: np.random.Generator, wanted: Callable[[list[str]], bool]
+) -> Case | None:
     """Draw by prevalence until the names please ``wanted``; None when luck does not help."""
     for _ in range(_DRAWS):
-        findings = list(sample_findings(key, rng))
-        if wanted([finding.name for finding in findings]):
-            return findings
+        case = drawn_case(key, rng)
+        if wanted(names_of(case)):
+            return case
     return None

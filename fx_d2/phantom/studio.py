@@ -1,8 +1,9 @@
 """A rendered chest brought into the frame a provider publishes, its truth staying exact.
 
-Where a provider fixes the size (1024 x 1024 for NIH, 2048 x 2048 for JSRT ...) a small world is rendered with less
-detail and enlarged by a whole factor: intensities smoothly, masks pixel by pixel, so that a mask is exact at any
-detail and readers meet the frame their run lengths and boxes assume.
+Where a provider fixes the size (1024 x 1024 for NIH, 2048 x 2048 for JSRT ...) a small world is
+rendered with less detail and enlarged by a whole factor: intensities smoothly, masks pixel by
+pixel, so that a mask is exact at any detail and readers meet the frame that their run lengths and
+boxes assume.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class FrameSize:
 
 
 def fixed_frame(side_px: int, detail_px: int | None) -> FrameSize:
-    """A square frame of fixed side, rendered with at least the detail asked for where a power of two allows."""
+    """A square frame of fixed side, rendered with at least the detail asked for."""
     wanted = min(side_px, MAX_DETAIL_PX if detail_px is None else max(detail_px, MIN_DETAIL_PX))
     factor = 1
     while side_px % (2 * factor) == 0 and side_px // (2 * factor) >= wanted:
@@ -78,12 +79,19 @@ def enlarge_mask(mask: np.ndarray, factor: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Lesion:
-    """A finding in the published frame: mask bool (H, W), box x0, y0, x1, y1 with exclusive maxima or None."""
+    """A finding in the published frame.
+
+    Attributes:
+        name: Canonical name.
+        mask: bool (H, W).
+        box: x0, y0, x1, y1 with exclusive maxima; None when the mask is empty.
+        part: Which device it is, for support devices.
+    """
 
     name: str
     mask: np.ndarray
     box: tuple[int, int, int, int] | None
-    side: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -110,14 +118,14 @@ class Shot:
         masks = [self.radiograph.structures[name] for name in names]
         return enlarge_mask(np.logical_or.reduce(masks), self.factor)
 
-    def lesions(self) -> list[Lesion]:
-        """What the radiograph shows, hard negatives left out; findings of the whole image have no mask."""
+    def lesions(self, *, look_alikes: bool = False) -> list[Lesion]:
+        """What the radiograph shows; findings of the whole image have an empty mask."""
         shown = []
         for finding in self.radiograph.findings:
-            if finding.distractor:
+            if finding.distractor and not look_alikes:
                 continue
             mask = enlarge_mask(finding.mask, self.factor)
-            shown.append(Lesion(finding.name, mask, box_of(mask), finding.laterality))
+            shown.append(Lesion(finding.name, mask, box_of(mask), finding.part))
         return shown
 
     def names(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ _CODES = {"1": 1, "0": 0, "-1": -1}
 
 
 def thumb(pixels: np.ndarray) -> list[list[int]]:
-    """32 x 32 area means of a displayed image (float (H, W) in [0, 1], bright = dense) as 0..255."""
+    """32 x 32 area means of a displayed image, float (H, W) in [0, 1], as 0..255."""
     small = cv2.resize(
         pixels.astype(np.float32), (THUMB_PX, THUMB_PX), interpolation=cv2.INTER_AREA
     )
@@ -30,7 +30,7 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def label_dict(source_key: str, positive: Iterable[str]) -> dict[str, int | None]:
-    """0 or 1 over the source's classes; a positive class that the source has not is a mistake of the caller."""
+    """0 or 1 over the source's classes; a positive class must be one of them."""
     classes = get_source(source_key).cls_classes
     chosen = set(positive)
     unknown = chosen - set(classes)

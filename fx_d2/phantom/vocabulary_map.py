@@ -1,8 +1,8 @@
-"""Which findings make which class of a source positive, and which findings to draw so that a class is.
+"""Which findings make which class of a source positive, and which to draw so that a class is.
 
-``TABLES[source][class]`` lists findings; the first one stands for the class when a case is arranged. A finding may
-make several classes positive: that is the hierarchy of label sets such as CheXpert's, where edema, consolidation,
-pneumonia, lesions and atelectasis are lung opacities too.
+``TABLES[table][class]`` lists findings; the first one stands for the class when a case is
+arranged. A finding may make several classes positive: that is the hierarchy of label sets such as
+CheXpert's, where edema, consolidation, pneumonia and lesions are lung opacities too.
 """
 
 from __future__ import annotations
@@ -12,83 +12,155 @@ from functools import cache
 
 Table = Mapping[str, tuple[str, ...]]
 
-NODULES = ("nodule", "mass", "diffuse_nodules")
-AIRSPACE = ("consolidation", "pneumonia", "infiltration", "ground_glass")
-DEVICES = (
-    "central_venous_line",
-    "endotracheal_tube",
-    "nasogastric_tube",
-    "pacemaker",
-    "chest_tube",
-    "monitoring_leads",
-)
-FRACTURES = ("rib_fracture", "clavicle_fracture")
-TB_ACTIVE = ("tuberculosis_infiltrate", "tuberculosis_cavity", "miliary_tuberculosis")
-TB_OLD = ("tuberculosis_scar",)
+TB_ACTIVE = ("tuberculosis_infiltrate", "tuberculosis_cavity")
+TB_OLD = ("tuberculosis_fibrotic",)
+NODULES = ("nodule", "mass", "lung_tumor", "diffuse_nodules")
+_CAVITIES = ("lung_cavity", "tuberculosis_cavity")
+_VIRAL = ("viral_pneumonia", "covid_pneumonia")
+_OPACITIES = ("consolidation", "pneumonia", "infiltration", "ground_glass", *_VIRAL)
+_FRACTURES = ("rib_fracture", "clavicle_fracture")
+_DEVICES = ("support_device", "chest_tube")
 
 _CHEXPERT: Table = {
-    "Enlarged Cardiomediastinum": ("enlarged_mediastinum", "cardiomegaly"),
+    "Enlarged Cardiomediastinum": ("enlarged_cardiomediastinum", "cardiomegaly"),
     "Cardiomegaly": ("cardiomegaly",),
-    "Lung Opacity": ("infiltration", *AIRSPACE, "edema", "atelectasis", *NODULES, *TB_ACTIVE),
-    "Lung Lesion": (*NODULES, "tuberculosis_cavity"),
+    "Lung Opacity": (
+        "infiltration", *_OPACITIES, "edema", "atelectasis", *NODULES, *TB_ACTIVE, *_CAVITIES,
+    ),
+    "Lung Lesion": (*NODULES, *_CAVITIES),
     "Edema": ("edema",),
     "Consolidation": ("consolidation",),
-    "Pneumonia": ("pneumonia",),
+    "Pneumonia": ("pneumonia", *_VIRAL),
     "Atelectasis": ("atelectasis",),
     "Pneumothorax": ("pneumothorax",),
     "Pleural Effusion": ("pleural_effusion",),
     "Pleural Other": ("pleural_thickening",),
-    "Fracture": FRACTURES,
-    "Support Devices": DEVICES,
+    "Fracture": _FRACTURES,
+    "Support Devices": _DEVICES,
+}  # fmt: skip
+_LONG_TAIL: Table = {
+    **_CHEXPERT,
+    "Calcification of the Aorta": ("aortic_calcification",),
+    "Emphysema": ("emphysema", "copd"),
+    "Fibrosis": ("fibrosis", "ild", "tuberculosis_fibrotic"),
+    "Hernia": ("hernia",),
+    "Infiltration": ("infiltration", "tuberculosis_infiltrate"),
+    "Mass": ("mass", "lung_tumor"),
+    "Nodule": ("nodule", "diffuse_nodules"),
+    "Pleural Thickening": ("pleural_thickening",),
+    "Pneumomediastinum": ("pneumomediastinum",),
+    "Pneumoperitoneum": ("pneumoperitoneum",),
+    "Subcutaneous Emphysema": ("subcutaneous_emphysema",),
+    "Tortuous Aorta": ("tortuous_aorta", "aortic_enlargement"),
 }
 _NIH: Table = {
     "Atelectasis": ("atelectasis",),
     "Cardiomegaly": ("cardiomegaly",),
     "Effusion": ("pleural_effusion",),
     "Infiltration": ("infiltration", "ground_glass", "tuberculosis_infiltrate"),
-    "Mass": ("mass",),
+    "Mass": ("mass", "lung_tumor"),
     "Nodule": ("nodule", "diffuse_nodules"),
-    "Pneumonia": ("pneumonia",),
+    "Pneumonia": ("pneumonia", *_VIRAL),
     "Pneumothorax": ("pneumothorax",),
     "Consolidation": ("consolidation",),
     "Edema": ("edema",),
-    "Emphysema": ("emphysema",),
-    "Fibrosis": ("fibrosis", "tuberculosis_scar"),
+    "Emphysema": ("emphysema", "copd"),
+    "Fibrosis": ("fibrosis", "ild", "tuberculosis_fibrotic"),
     "Pleural_Thickening": ("pleural_thickening",),
     "Hernia": ("hernia",),
 }
-_TB: Table = {"Tuberculosis": (*TB_ACTIVE, *TB_OLD)}
-_RSNA: Table = {"Lung Opacity": ("pneumonia", "consolidation", "infiltration", "ground_glass")}
+_VINDR_LOCAL: Table = {
+    "Aortic enlargement": ("aortic_enlargement", "tortuous_aorta"),
+    "Atelectasis": ("atelectasis",),
+    "Calcification": ("calcification", "aortic_calcification"),
+    "Cardiomegaly": ("cardiomegaly",),
+    "Clavicle fracture": ("clavicle_fracture",),
+    "Consolidation": ("consolidation", "pneumonia"),
+    "Edema": ("edema",),
+    "Emphysema": ("emphysema", "copd"),
+    "Enlarged PA": ("enlarged_pa",),
+    "ILD": ("ild",),
+    "Infiltration": ("infiltration", "tuberculosis_infiltrate"),
+    "Lung Opacity": ("ground_glass", *_VIRAL),
+    "Lung cavity": _CAVITIES,
+    "Lung cyst": ("lung_cyst",),
+    "Mediastinal shift": ("mediastinal_shift",),
+    "Nodule/Mass": NODULES,
+    "Pleural effusion": ("pleural_effusion",),
+    "Pleural thickening": ("pleural_thickening",),
+    "Pneumothorax": ("pneumothorax",),
+    "Pulmonary fibrosis": ("fibrosis", "tuberculosis_fibrotic"),
+    "Rib fracture": ("rib_fracture",),
+    "Other lesion": (
+        "other_lesion", "hernia", "pneumoperitoneum", "pneumomediastinum",
+        "subcutaneous_emphysema", "enlarged_cardiomediastinum",
+    ),
+}  # fmt: skip
+_VINDR_GLOBAL: Table = {
+    "COPD": ("copd",),
+    "Lung tumor": ("lung_tumor", "mass"),
+    "Pneumonia": ("pneumonia", "consolidation", *_VIRAL),
+    "Tuberculosis": (*TB_ACTIVE, *TB_OLD),
+    "Other diseases": (
+        "cardiomegaly", "pleural_effusion", "pneumothorax", "ild", "fibrosis", "emphysema",
+        "aortic_enlargement", "edema", "hernia", "enlarged_pa", "other_lesion",
+    ),
+}  # fmt: skip
+_CHESTX_DET: Table = {
+    "Atelectasis": ("atelectasis",),
+    "Calcification": ("calcification", "aortic_calcification"),
+    "Cardiomegaly": ("cardiomegaly",),
+    "Consolidation": ("consolidation", "pneumonia", "infiltration", "ground_glass", *_VIRAL),
+    "Diffuse Nodule": ("diffuse_nodules",),
+    "Effusion": ("pleural_effusion",),
+    "Emphysema": ("emphysema", "copd"),
+    "Fibrosis": ("fibrosis", "ild", "tuberculosis_fibrotic"),
+    "Fracture": _FRACTURES,
+    "Mass": ("mass", "lung_tumor"),
+    "Nodule": ("nodule",),
+    "Pleural Thickening": ("pleural_thickening",),
+    "Pneumothorax": ("pneumothorax",),
+}
+_TUBERCULOSIS: Table = {"Tuberculosis": (*TB_ACTIVE, *TB_OLD)}
 
 TABLES: dict[str, Table] = {
     "chexpert": _CHEXPERT,
     "mimic_cxr": _CHEXPERT,
+    "cxr_lt": _LONG_TAIL,
     "nih14": _NIH,
-    "rsna": _RSNA,
-    "montgomery": _TB,
-    "shenzhen": _TB,
+    "vindr_local": _VINDR_LOCAL,
+    "vindr_global": _VINDR_GLOBAL,
+    "chestx_det": _CHESTX_DET,
+    "rsna": {"Lung Opacity": ("pneumonia", *_OPACITIES)},
+    "montgomery": _TUBERCULOSIS,
+    "shenzhen": _TUBERCULOSIS,
+    "tbx11k": {"ActiveTuberculosis": TB_ACTIVE, "ObsoletePulmonaryTuberculosis": TB_OLD},
+    "node21": {"Nodule": ("nodule", "diffuse_nodules")},
+    "jsrt": {"Nodule": ("nodule",)},
+    "candid_ptx": {"Pneumothorax": ("pneumothorax",)},
+    "siim_acr": {"Pneumothorax": ("pneumothorax",)},
 }
 
 
 @cache
-def _inverse(key: str) -> dict[str, tuple[str, ...]]:
+def _inverse(table: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = {}
-    for name, findings in TABLES[key].items():
+    for name, findings in TABLES[table].items():
         for finding in dict.fromkeys(findings):
             found.setdefault(finding, []).append(name)
     return {finding: tuple(names) for finding, names in found.items()}
 
 
-def classes_of(key: str, finding: str) -> tuple[str, ...]:
-    """Classes of a source that a finding makes positive, possibly none."""
-    return _inverse(key).get(finding, ())
+def classes_of(table: str, finding: str) -> tuple[str, ...]:
+    """Classes of a table that a finding makes positive, possibly none."""
+    return _inverse(table).get(finding, ())
 
 
-def positive_classes(key: str, findings: Iterable[str]) -> set[str]:
-    """Classes of a source that some findings make positive."""
-    return {name for finding in findings for name in classes_of(key, finding)}
+def positive_classes(table: str, findings: Iterable[str]) -> set[str]:
+    """Classes of a table that some findings make positive."""
+    return {name for finding in findings for name in classes_of(table, finding)}
 
 
-def representatives(key: str) -> tuple[str, ...]:
-    """One finding per class of a source, in the order of its table."""
-    return tuple(dict.fromkeys(findings[0] for findings in TABLES[key].values()))
+def representatives(table: str) -> tuple[str, ...]:
+    """One finding per class of a table, in its order."""
+    return tuple(dict.fromkeys(findings[0] for findings in TABLES[table].values()))

@@ -1,8 +1,9 @@
 """A synthetic world: every source in its vendor's layout, and the truth of every image beside it.
 
-The bytes of a source depend on (seed, patients, size_px) alone: not on which other sources are written, nor on the
-number of workers. A family of sources that share files (VinDr-CXR and CheXmask, MIMIC and CXR-LT) is written to a
-temporary folder and moved into place when it is complete, so that an interrupted run can simply be called again.
+The bytes of a source depend on (seed, patients, size_px) alone: not on which other sources are
+written, nor on the number of workers. A family of sources that share files (VinDr-CXR and
+CheXmask, MIMIC and CXR-LT) is written to a temporary folder and moved into place when it is
+complete, so that an interrupted run can simply be called again.
 """
 
 from __future__ import annotations
@@ -71,11 +72,12 @@ def make_world(
 
     Args:
         out: its folder: new, empty, or a world of the same seed, patients and size_px.
-        patients: per source, each with one or more images. With 8 or more every registered split is populated.
+        patients: per source, each with one or more images.
         seed: same seed, same bytes.
         sources: keys; all by default. Sources that share files come together.
-        size_px: detail. Images of sources without a fixed size have about this shorter side; images of a fixed frame
-            keep it and are rendered with at least this detail. None: native sizes.
+        size_px: detail. Images of sources without a fixed size have about this shorter side;
+            images of a fixed frame keep it and are rendered with at least this detail.
+            None: native sizes.
         workers: processes.
         force: replace a world of other parameters, and rewrite families that are complete.
         progress: wraps an iterable of patients as ``progress(iterable, family, total)``.
@@ -217,7 +219,7 @@ def _split_off_truth(
 
 
 def _move_into_place(root: Path, beside: Path, writer: Writer) -> None:
-    """Folders first, truth last; the mark, written by the caller, makes the family count as complete."""
+    """Folders first, truth last; the mark that the caller writes makes the family complete."""
     for folder in writer.folders:
         if (root / folder).exists():
             shutil.rmtree(root / folder)

@@ -1,4 +1,4 @@
-"""What a writer is: a family of sources that share files, written patient by patient and then indexed."""
+"""What a writer is: a family of sources that share files, written patient by patient."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from fx_d2.data.draws import draw_key, rng_for
 
 MODES = ("positive", "negative", "drawn")
-# So many patients of a part are arranged to hold positives and negatives of the main classes; the others
-# follow the source's prevalences, which stay long-tailed in a world of any useful size.
+# So many patients of a part are arranged to hold positives and negatives of the main classes; the
+# others follow the source's prevalences, which stay long-tailed in a world of any useful size.
 ARRANGED_PER_PART = 36
 
 
@@ -69,7 +69,7 @@ class Member:
     rank: int
 
     def mode(self, study: int = 0) -> str:
-        """``positive`` (findings are arranged), ``negative`` (none) or ``drawn`` (by prevalence)."""
+        """``positive`` (arranged findings), ``negative`` (none) or ``drawn`` (by prevalence)."""
         number = self.rank + study
         return MODES[number % 3] if number < ARRANGED_PER_PART else "drawn"
 
@@ -101,7 +101,7 @@ class Writer:
         raise NotImplementedError
 
     def write_index(self, job: Job, entries: Sequence[Entry]) -> None:
-        """Write the tables and lists; ``entries`` come in the order of the patients, without truth."""
+        """Write tables and lists; ``entries`` are in the order of the patients, without truth."""
 
     @property
     def family(self) -> str:

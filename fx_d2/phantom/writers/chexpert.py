@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fx_d2.data.sources import get_source
-from fx_d2.phantom.cases import findings_of, patient_of
+from fx_d2.phantom.cases import Case, case_of, names_of, patient_of
 from fx_d2.phantom.look import LOOKS
+from fx_d2.phantom.patient import View
 from fx_d2.phantom.studio import draw_view, free_frame, photograph
 from fx_d2.phantom.truth import code, truth_row
 from fx_d2.phantom.vocabulary_map import positive_classes
@@ -17,16 +19,24 @@ from fx_d2.phantom.writers.text_out import write_csv
 
 KEY = "chexpert"
 _LABELS = (
-    "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"
-    "Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices"
+    "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,"
+    "Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,"
+    "Support Devices"
 )
 _HEADER = f"Path,Sex,Age,Frontal/Lateral,AP/PA,{_LABELS}"
 _FIRST_PATIENT = {"train": 1, "valid": 64541, "test": 64741}
 _SMALL, _LOCALIZE = "CheXpert-v1.0-small", "CheXpert"
 
 
+@dataclass(frozen=True)
+class _Study:
+    number: int
+    findings: Case
+    cells: dict[str, str]
+
+
 class CheXpert(Writer):
-    """``chexpert/CheXpert-v1.0-small/{train,valid}`` with CSVs, ``chexpert/CheXpert/{test,test_labels.csv}``."""
+    """``CheXpert-v1.0-small/{train,valid}`` with tables, ``CheXpert/{test,test_labels.csv}``."""
 
     keys = (KEY,)
     folders = ("chexpert",)
@@ -35,58 +45,56 @@ class CheXpert(Writer):
     def write_patient(self, job: Job, member: Member) -> list[Entry]:
         """One or two studies, each a frontal view and sometimes a lateral one."""
         entries = []
-        for study in range(1 + member.index % 2):
-            rng = job.rng("images", member.index, study)
-            findings = findings_of(KEY, member, rng, study)
-            names = [finding.name for finding in findings]
+        for number in range(1 + member.index % 2):
+            rng = job.rng("studies", member.index, number)
+            findings = case_of(KEY, member, rng, study=number)
+            names = names_of(findings)
+            healthy = set(names) <= {"support_device"}
             positive = positive_classes(KEY, names)
-            healthy = not positive - {"Support Devices"}
             classes = get_source(KEY).cls_classes
             if member.part == "train":
                 cells = mined_cells(positive, classes, rng, healthy=healthy)
             else:
                 cells = read_cells(positive, classes, healthy=healthy)
-            frontal = draw_view(rng, LOOKS[KEY])
-            views = ["AP" if frontal == "LL" else frontal]
-            if frontal == "LL" or (member.index + study) % 4 == 2:
+            drawn = draw_view(rng, LOOKS[KEY])
+            views: list[View] = ["AP" if drawn == "LL" else drawn]
+            if drawn == "LL" or (member.index + number) % 4 == 2:
                 views.append("LL")
-            for number, view in enumerate(views, start=1):
-                entries.append(self._image(job, member, study, number, view, findings, cells))
+            study = _Study(number + 1, findings, cells)
+            entries += [self._image(job, member, study, k, view) for k, view in enumerate(views, 1)]
         return entries
 
-    def _image(self, job, member, study, number, view, findings, cells) -> Entry:
-        rng = job.rng("views", member.index, study, number)
+    def _image(self, job: Job, member: Member, study: _Study, number: int, view: View) -> Entry:
+        rng = job.rng("views", member.index, study.number, number)
         patient = patient_of(job, member)
-        look = LOOKS[KEY]
-        shot = photograph(
-            KEY, patient, findings, free_frame(rng, job.size_px, look), rng, view=view
-        )
-        lateral = view == "LL"
+        frame = free_frame(rng, job.size_px, LOOKS[KEY])
+        shot = photograph(KEY, patient, study.findings, frame, rng, view=view)
+        lateral, test = view == "LL", member.part == "test"
         stem = f"view{number}_{'lateral' if lateral else 'frontal'}"
         person = f"patient{_FIRST_PATIENT[member.part] + member.rank:05d}"
-        inner = f"{member.part}/{person}/study{study + 1}/{stem}.jpg"
-        base = _LOCALIZE if member.part == "test" else _SMALL
-        file = f"{self.folders[0]}/{base}/{inner}"
+        image = f"{person}/study{study.number}/{stem}"
+        inner = f"{member.part}/{image}.jpg"
+        file = f"{self.folders[0]}/{_LOCALIZE if test else _SMALL}/{inner}"
         write_jpeg(job.root / file, shot.pixels)
-        tells_view = member.part != "test"
         truth = truth_row(
-            image_id=f"{person}/study{study + 1}/{stem}",
+            image_id=image,
             file=file,
             part=member.part,
             pixels=shot.pixels,
             bits=8,
             patient_id=person,
-            view=view if tells_view or lateral else None,
-            labels={name: code(cell) for name, cell in cells.items()},
+            # The test table has no column for the view; the file name tells lateral ones.
+            view="LATERAL" if lateral else (None if test else view),
+            labels={name: code(cell) for name, cell in study.cells.items()},
         )
         facts = {
-            "Path": f"{'CheXpert-v1.0' if member.part == 'test' else _SMALL}/{inner}",
+            "Path": f"{'CheXpert-v1.0' if test else _SMALL}/{inner}",
             "Sex": "Male" if patient.sex == "M" else "Female",
             "Age": patient.age,
             "Frontal/Lateral": "Lateral" if lateral else "Frontal",
             "AP/PA": "" if lateral else view,
         }
-        return Entry(member.part, {**facts, **cells}, {KEY: truth})
+        return Entry(member.part, {**facts, **study.cells}, {KEY: truth})
 
     def write_index(self, job: Job, entries: Sequence[Entry]) -> None:
         """The test table has neither sex, age nor view."""

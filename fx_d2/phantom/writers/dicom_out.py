@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pydicom.config import IGNORE
-from pydicom.dataelem import DataElement
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -61,7 +61,9 @@ def write_dicom(
         path: of the file, with or without an extension.
         pixels: what a viewer shows.
         form: how it is stored.
-        sop, study, series: instance UIDs.
+        sop: instance UID of the image.
+        study: instance UID of the study.
+        series: instance UID of the series.
     """
     stored = quantise(pixels, form.bits)
     if form.monochrome1:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fx_d2.data.sources import get_source
-from fx_d2.phantom.cases import findings_of, patient_of
+from fx_d2.phantom.cases import case_of, patient_of
 from fx_d2.phantom.look import LOOKS
 from fx_d2.phantom.studio import Shot, draw_view, fixed_frame, photograph
 from fx_d2.phantom.truth import box_entry, label_dict, truth_row
@@ -42,7 +42,7 @@ class Nih14(Writer):
         rng = job.rng("images", member.index, follow_up)
         look = LOOKS[KEY]
         patient = patient_of(job, member)
-        findings = findings_of(KEY, member, rng, follow_up)
+        findings = case_of(KEY, member, rng, study=follow_up)
         view = draw_view(rng, look)
         frame = fixed_frame(1024, job.size_px)
         shot = photograph(KEY, patient, findings, frame, rng, view=view)
@@ -101,7 +101,7 @@ def _mined(
 def _boxes(
     shot: Shot, labels: Sequence[str]
 ) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """At most four boxes of labelled classes, with an annotator's margin and fractions of a pixel."""
+    """At most four boxes of labelled classes, with a margin and fractions of a pixel."""
     boxes = []
     for lesion in shot.lesions():
         for name in classes_of(KEY, lesion.name):

@@ -22,7 +22,7 @@ def _stored(pixels: np.ndarray, mode: str) -> Image.Image:
 
 
 def write_png(path: Path, pixels: np.ndarray, mode: str = "L") -> None:
-    """Write float (H, W) in [0, 1] as ``L``, ``I;16``, ``RGB`` (R = G = B) or ``RGBA`` (alpha 255)."""
+    """Write float (H, W) in [0, 1] as ``L``, ``I;16``, ``RGB`` or ``RGBA`` (opaque)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _stored(pixels, mode).save(path, format="PNG", compress_level=_PNG_LEVEL)
 

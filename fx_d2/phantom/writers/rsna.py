@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fx_d2.phantom.cases import findings_such_that, patient_of
+from fx_d2.phantom.cases import Case, case_such_that, patient_of
 from fx_d2.phantom.findings import FindingSpec
 from fx_d2.phantom.look import LOOKS
 from fx_d2.phantom.studio import Shot, draw_view, fixed_frame, photograph
@@ -56,7 +56,7 @@ class Rsna(Writer):
         job: Job,
         folder: str,
         member: Member,
-        findings: list[FindingSpec],
+        findings: Case,
         rng: np.random.Generator,
     ) -> tuple[Shot, str]:
         look = LOOKS[KEY]
@@ -109,7 +109,7 @@ class Rsna(Writer):
         )
 
 
-def _findings(member: Member, rng: np.random.Generator) -> list[FindingSpec]:
+def _findings(member: Member, rng: np.random.Generator) -> Case:
     """Arranged patients cycle through the three classes."""
     mode = member.mode()
     if mode == "drawn" and member.rank < 36:
@@ -124,7 +124,7 @@ def _findings(member: Member, rng: np.random.Generator) -> list[FindingSpec]:
         _OTHER: lambda names: bool(names) and not any(n in _OPAQUE for n in names),
         _OPACITY: lambda names: any(n in _OPAQUE for n in names),
     }
-    return findings_such_that(KEY, rng, tests[str(label)]) or []
+    return case_such_that(KEY, rng, tests[str(label)]) or []
 
 
 def _boxes(shot: Shot) -> list[tuple[int, int, int, int]]:
