@@ -176,7 +176,7 @@ def mediastinum_outline(body: Body) -> np.ndarray:
     half, shift, turn = body.mediastinum_half, body.mediastinum_shift, body.anterior_shift
     knob_y = 6.6 + 0.2 * (1.0 - body.unfolding)
     knob = max(0.0, body.knob_cm - 1.35)
-    low = max(body.dome_y.values()) + 4.0
+    low = max(body.dome_y.values()) + 12.0
     right = [(-6.0, 1.10), (-1.0, 1.04), (2.5, 1.05), (5.5, 1.10), (8.5, 1.2), (11.0, 1.12)]
     right += [(14.0, 1.12), (low, 1.05)]
     left = [(-6.0, 1.12), (-1.0, 1.02), (2.5, 1.02), (4.6, 1.10), (knob_y, 1.12 + 0.2 * knob)]
@@ -233,7 +233,7 @@ def heart_parts(body: Body) -> list[Ellipse]:
 
 
 def heart_base(body: Body) -> np.ndarray:
-    """Outline (5, 2) of the part of the heart that lies on the diaphragm between the domes."""
+    """Outline (7, 2) of the part of the heart that lies on the diaphragm between the domes."""
     left, right = heart_parts(body)[:2]
     reach = np.hypot(
         left.axes[0] * np.cos(np.radians(left.angle_deg)),
@@ -241,9 +241,11 @@ def heart_base(body: Body) -> np.ndarray:
     )
     x0, x1 = right.centre[0] - 0.88 * right.axes[0], left.centre[0] + 0.72 * reach
     y0 = right.centre[1] + 0.45 * right.axes[1]
-    low = body.dome_y["right"] + 1.0, body.dome_y["left"] + 0.6
+    right_y, left_y = body.dome_y["right"], body.dome_y["left"]
+    low = max(right_y, left_y) + body.medial_drop + 1.2
     return np.array(
-        [(x0, y0), (x0 + 0.5, low[0]), (x1 - 0.3, low[1]), (x1, low[1] - 1.2), (1.0, y0)]
+        [(x0, y0), (x0 + 0.6, right_y + 1.2), (-1.0, low), (1.0, low), (x1 - 0.3, left_y + 0.6)]
+        + [(x1, left_y - 0.8), (1.0, y0)]
     )
 
 
@@ -410,8 +412,8 @@ def _add_breasts(frame: Frame, body: Body, soft: np.ndarray) -> None:
             u = (x - x0) / (1.1 * size)
             fold = low - 0.75 * size * np.minimum(u * u, 2.0)
             drop = (fold - y) / size
-            rise = np.clip(drop / 0.35, 0.0, 1.0) ** 0.5 * np.exp(-np.maximum(drop, 0.0) / 0.75)
-            return rise * np.clip(1.3 - u * u, 0.0, 1.0) * (1.6 + 4.2 * body.breast)
+            rise = np.clip(drop / 0.45, 0.0, 1.0) ** 0.6 * np.exp(-np.maximum(drop, 0.0) / 0.75)
+            return rise * np.clip(1.3 - u * u, 0.0, 1.0) * (0.9 + 3.4 * body.breast)
 
         soft += frame.coarse(mound)
 
@@ -419,7 +421,8 @@ def _add_breasts(frame: Frame, body: Body, soft: np.ndarray) -> None:
 def trunk_half_width(body: Body, y: np.ndarray) -> np.ndarray:
     """Skin half width of the trunk below the arm pits."""
     wall = np.maximum(body.wall_x(y), 0.6 * body.half_width)
-    return wall + 2.6 + 2.6 * body.habitus + 0.05 * np.maximum(y - 8.0, 0.0)
+    flank = 1.9 * np.exp(-(((y - 7.0) / 6.0) ** 2))  # latissimus and the fold of the arm pit
+    return wall + 2.7 + 2.6 * body.habitus + flank + 0.05 * np.maximum(y - 8.0, 0.0)
 
 
 def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -444,7 +447,7 @@ def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     shoulder *= np.clip((17.0 - y - 0.30 * (side - 12.0 * k)) / 9.0, 0.0, 1.0)
     shoulder *= np.clip((23.0 * k - side) / 2.0, 0.0, 1.0)
     if body.arms_down:
-        axis, radius = 19.6 * k + 1.4 * fat + 0.04 * y, 4.2 * k + 1.3 * fat
+        axis, radius = 19.8 * k + 1.4 * fat + 0.04 * y, 4.9 * k + 1.3 * fat
     else:
         axis, radius = 19.4 * k + 0.26 * np.maximum(y - 4.0, 0.0), 5.6 * k + 1.4 * fat
     arm = 2.0 * radius * np.sqrt(np.clip(1.0 - ((side - axis) / radius) ** 2, 0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Ribs as tilted hoops on the rib cage, clavicles, scapulae, humeri and the spine (frontal view)."""
+"""Ribs as tilted hoops on the rib cage, clavicles, scapulae, humeri and spine (frontal view)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, side_sign
-from fx_d2.phantom.canvas import Frame, bezier, ellipse_points, fill, paint, path_normals, ribbon
+from fx_d2.phantom.canvas import (
+    Frame,
+    bezier,
+    blur,
+    ellipse_points,
+    fill,
+    paint,
+    path_normals,
+    ribbon,
+)
 
 RIB_NAMES = tuple(f"{s}{k}" for s in "RL" for k in range(1, 11))
 # Nested outlines of a tube with cortex: relative half width and grey level, outside to inside.
@@ -46,7 +55,7 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     elif k == 2:
         full = 0.62 * body.depth
     low_y = head_y + slope * 0.5 * float(full)
-    wall = float(body.wall_x(low_y)) + 0.35
+    wall = float(body.wall_x(low_y)) + 0.22
     if k == 1:
         wall = 0.80 * wall
     # Floating ribs and lower costal cartilage: cartilage does not show.
@@ -61,7 +70,7 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     path = np.stack([x, y], axis=1)
     level = np.abs(path_normals(path)[:, 1])  # 1 where the rib runs horizontally
     size = (0.62 + 0.02 * min(k, 7)) * body.half_width / 14.0 * (1.0 + 0.05 * jitter[3])
-    half = size * (0.45 + 0.55 * level) * (1.0 + 0.18 * (phi > np.pi / 2) * np.sin(phi - np.pi / 2))
+    half = size * (0.38 + 0.62 * level) * (1.0 + 0.18 * (phi > np.pi / 2) * np.sin(phi - np.pi / 2))
     fold = int(np.searchsorted(phi, np.pi / 2)) + 1
     fold = min(max(fold, 3), len(phi))
     start = min(fold - 2, len(phi) - 3)
@@ -121,10 +130,10 @@ def clavicle_paths(body: Body) -> dict[str, np.ndarray]:
         rise = body.clavicle_rise
         control = [
             inner,
-            (5.0 * k, inner[1] + 0.35 * rise),
-            (8.0 * k, inner[1] - 0.9 * rise),
-            (12.0 * k, inner[1] - 1.9 * rise),
-            (16.0 * k, inner[1] - 1.05 * rise),
+            (5.0 * k, inner[1] + 0.15 * rise),
+            (8.5 * k, inner[1] - 0.6 * rise),
+            (12.5 * k, inner[1] - 1.15 * rise),
+            (16.8 * k, inner[1] - 0.95 * rise),
         ]
         path = bezier(control, 36)
         path[:, 0] = path[:, 0] * sign + body.anterior_shift * 0.9
@@ -135,7 +144,8 @@ def clavicle_paths(body: Body) -> dict[str, np.ndarray]:
 def clavicle_half(body: Body, n: int = 36) -> np.ndarray:
     """Half width (n,) of a clavicle, flared at both ends."""
     t = np.linspace(0.0, 1.0, n)
-    return (0.62 + 0.28 * (1.0 - t) ** 4 + 0.18 * t**6) * body.half_width / 14.0
+    rounded = np.minimum(1.0, np.sqrt(np.minimum(t, 1.0 - t) / 0.05 + 0.12))
+    return (0.62 + 0.28 * (1.0 - t) ** 4 + 0.10 * t**6) * rounded * body.half_width / 14.0
 
 
 def clavicle_layer(frame: Frame, body: Body) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -149,45 +159,43 @@ def clavicle_layer(frame: Frame, body: Body) -> tuple[np.ndarray, dict[str, np.n
     return canvas.astype(np.float32) * np.float32(0.8 / 255.0 * body.bone), masks
 
 
+def _tapered(path: np.ndarray, half: float) -> np.ndarray:
+    """Outline of a band that runs out to points at both ends."""
+    return ribbon(path, half * np.sqrt(np.sin(np.linspace(0.02, np.pi - 0.02, len(path)))))
+
+
 def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
-    """Scapulae, acromion and humeral heads, (H, W) cm of bone; they overlap the lung in AP films."""
+    """Scapulae, acromia and humeri, (H, W) cm of bone; the blades overlap the lung in AP films."""
     k = body.half_width / 14.0
     blade = np.zeros(frame.shape, np.uint8)
     joint = np.zeros(frame.shape, np.uint8)
-    medial = 10.2 if body.arms_down else 13.2
+    medial = 10.4 if body.arms_down else 13.0
+    arm_x = 20.6 if body.arms_down else 24.0
+    lateral = bezier([(16.2, 4.2), (14.9, 8.0), (medial + 2.2, 12.4), (medial + 1.4, 13.2)], 20)
+    inner = bezier([(medial + 1.4, 13.2), (medial - 0.6, 8.0), (medial + 1.2, 1.4)], 20)
+    top = bezier([(medial + 1.2, 1.4), (14.5, 0.6), (16.2, 2.0), (16.2, 4.2)], 12)
+    outline = np.concatenate([lateral, inner, top])
+    ridge = bezier([(medial + 0.8, 3.4), (14.0, 2.4), (18.4, -0.4)], 20)
+    coracoid = bezier([(15.4, 1.6), (15.4, 0.3), (16.6, 0.6)], 12)
+    glenoid = bezier([(16.4, 1.4), (16.1, 2.8), (16.5, 4.2)], 12)
+    shaft = bezier([(18.7, 3.0), (19.4, 9.0), (arm_x, 24.0)], 24)
+    head = ellipse_points((18.6, 2.8), (2.3, 2.4))
+    middle = np.array((18.6, 2.8))
     for side in ("right", "left"):
-        sign = side_sign(side)
-        flip = np.array([sign * k, k])
-        outline = np.array(
-            [(medial + 0.2, 1.2), (15.4, 1.6), (16.6, 3.0), (15.8, 4.6), (14.8, 7.5)]
-            + [
-                (medial + 2.2, 12.6),
-                (medial + 1.2, 12.9),
-                (medial + 0.3, 11.0),
-                (medial - 0.2, 5.0),
-            ]
-        )
-        paint(frame, blade, outline * flip, 90)
-        inner = outline.mean(axis=0) + 0.86 * (outline - outline.mean(axis=0))
-        paint(frame, blade, inner * flip, 42)
-        margin = bezier([(15.9, 4.4), (14.9, 8.0), (medial + 1.9, 12.6)], 16)
-        paint(frame, blade, ribbon(margin * flip, 0.22), 190)
-        spine = bezier([(medial + 0.4, 3.6), (14.0, 1.6), (18.0, -0.6)], 16)
-        paint(frame, blade, ribbon(spine * flip, 0.30), 150)
-        acromion = ellipse_points((18.0, -0.3), (1.9, 0.7), 18.0) * flip
-        paint(frame, joint, acromion, 150)
-        arm_x = 21.4 if body.arms_down else 25.5
-        shaft = bezier([(18.9, 3.4), (19.6, 8.0), (arm_x, 22.0)], 20) * flip
-        paint_tube(frame, joint, shaft, 1.15 * k, 235)
-        head = ellipse_points((18.4, 2.7), (2.3, 2.4))
-        centre = head.mean(axis=0)
-        paint(frame, joint, head * flip, 190)
-        paint(frame, joint, (centre + 0.86 * (head - centre)) * flip, 150)
-        glenoid = bezier([(16.3, 1.2), (16.0, 2.8), (16.4, 4.3)], 10)
-        paint(frame, joint, ribbon(glenoid * flip, 0.16), 215)
+        flip = np.array([side_sign(side) * k, k])
+        paint(frame, blade, outline * flip, 40)
+        paint(frame, blade, _tapered(inner * flip, 0.14), 110)
+        paint(frame, blade, _tapered(lateral * flip, 0.30), 200)
+        paint(frame, blade, _tapered(ridge * flip, 0.42), 120)
+        paint(frame, blade, _tapered(coracoid * flip, 0.50), 170)
+        paint(frame, joint, ellipse_points((18.2, -0.4), (1.8, 0.55), 14.0) * flip, 120)
+        paint_tube(frame, joint, shaft * flip, 1.05 * k, 190)
+        paint(frame, joint, head * flip, 165)
+        paint(frame, joint, (middle + 0.90 * (head - middle)) * flip, 130)
+        paint(frame, joint, _tapered(glenoid * flip, 0.20), 205)
     layer = blade.astype(np.float32) * np.float32(0.75 / 255.0)
     layer += joint.astype(np.float32) * np.float32(0.95 / 255.0)
-    return layer * np.float32(body.bone)
+    return blur(layer, 0.05 * frame.px_per_cm) * np.float32(body.bone)
 
 
 def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
@@ -212,12 +220,13 @@ def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
         paint(frame, canvas, shrunk, 165)
         _posterior_arch(frame, detail, x, y, half, step)
         y += step
-    layer = canvas.astype(np.float32) * np.float32(0.5 / 255.0)
-    layer += detail.astype(np.float32) * np.float32(0.42 / 255.0)
+    layer = canvas.astype(np.float32) * np.float32(0.45 / 255.0)
+    layer += detail.astype(np.float32) * np.float32(0.30 / 255.0)
     first, last = outlines[0][:, 1].min(), outlines[-1][:, 1].max()
     rows = np.linspace(first, last, 60)
     half = k * np.interp(rows, (-6.0, 0.0, 10.0, 24.0), (1.25, 1.6, 1.75, 2.2))
     column = ribbon(np.stack([body.spine_x(rows), rows], axis=1), half)
+    layer = blur(layer, 0.10 * frame.px_per_cm)
     return layer * np.float32(body.bone), fill(frame, [column])
 
 

@@ -187,6 +187,11 @@ def add_ellipsoid(
     target += (depth_cm * chord).astype(np.float32)
 
 
+def shifted(path: np.ndarray, dx: float, dy: float) -> np.ndarray:
+    """Path (N, 2) moved by a vector."""
+    return np.asarray(path) + np.array([dx, dy])
+
+
 def path_normals(path: np.ndarray) -> np.ndarray:
     """Unit normals (N, 2) of an open path (N, 2)."""
     step = np.empty_like(path, dtype=np.float64)

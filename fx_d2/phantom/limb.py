@@ -12,6 +12,7 @@ from fx_d2.phantom.canvas import (
     noise_field,
     paint,
     ribbon,
+    shifted,
     soft_fill,
     stroke,
 )
@@ -44,7 +45,7 @@ def _finger(x: float, y: float, length: float, half: float, lean: float) -> list
     bones, base = [], np.array([x, y])
     for share, width in ((0.46, 1.0), (0.31, 0.85), (0.23, 0.7)):
         tip = base + np.array([lean * share * length, -share * length])
-        bones.append(_long_bone(tuple(base), tuple(tip + (0.0, 0.06 * length)), half * width))
+        bones.append(_long_bone(tuple(base), (tip[0], tip[1] + 0.06 * length), half * width))
         base = tip
     return bones
 
@@ -78,7 +79,7 @@ def _skeleton(region: str) -> tuple[list[Bone], float, tuple[float, float]]:
         return _hand(1.0), 14.0, (0.0, 8.6)
     if region == "finger":
         return (
-            _finger(0.0, 5.0, 9.0, 0.55, 0.04) + [_long_bone((0.1, 12.0), (0.0, 5.3), 0.6)],
+            [*_finger(0.0, 5.0, 9.0, 0.55, 0.04), _long_bone((0.1, 12.0), (0.0, 5.3), 0.6)],
             12.0,
             (0, 2),
         )
@@ -194,7 +195,7 @@ def _break(path: np.ndarray, half: np.ndarray, rng: np.random.Generator) -> np.n
 def _screw_plate(frame: Frame, metal: np.ndarray, path: np.ndarray, half: np.ndarray) -> None:
     """A plate with screws along the middle of a bone."""
     low, high = len(path) // 4, 3 * len(path) // 4
-    plate = path[low:high] + (0.8 * float(half[len(path) // 2]), 0.0)
+    plate = shifted(path[low:high], 0.8 * float(half[len(path) // 2]), 0.0)
     wide = float(half[len(path) // 2])
     paint(frame, metal, ribbon(plate, 0.22 * wide), 200)
     for k in range(2, len(plate) - 1, 4):

@@ -151,7 +151,7 @@ def _draw(rng: np.random.Generator, span: tuple[float, float]) -> float:
 
 
 def apply_look(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
-    """Turn an ideal signal (H, W) in [0, 1] into a picture of a source, float32 (H, W) in [0, 1]."""
+    """Turn an ideal signal (H, W) into a picture of a source; both float32 in [0, 1]."""
     width = image.shape[1]
     signal = np.asarray(image, dtype=np.float32)
     signal = blur(signal, _draw(rng, look.blur_cm) * width * 1e-3)
@@ -186,7 +186,7 @@ def _flatten(signal: np.ndarray, equalise: float, detail: float) -> np.ndarray:
         out = out + np.float32(0.8 * detail) * (signal - blur(signal, 0.012 * width))
         out = out + np.float32(0.5 * detail) * (signal - blur(signal, 0.003 * width))
     if equalise > 0.0:
-        out = out - np.float32(0.6 * equalise) * (blur(signal, 0.10 * width) - np.float32(0.5))
+        out = out - np.float32(0.6 * equalise) * (np.maximum(blur(signal, 0.10 * width), 0.4) - 0.5)
     return out
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fx_d2.phantom.anatomy import Body, dome_line, side_sign
+from fx_d2.phantom.anatomy import Body, dome_line
 from fx_d2.phantom.canvas import (
     Frame,
     add_ellipsoid,
     bezier,
     blur,
-    ellipse_points,
     fill,
     paint,
     ribbon,
@@ -35,11 +34,12 @@ def airway_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
     """Air column thickness (H, W) in cm and the truth mask of trachea and main bronchi."""
     canvas = np.zeros(frame.shape, np.uint8)
     outlines = []
-    for path, radius in airway_paths(body):
+    for path, radius in reversed(airway_paths(body)):  # the trachea last, over its branches
+        gas = 1.0 if radius > 0.8 * body.half_width / 14.0 else 0.5
         for share, level in ((1.0, 130), (0.85, 190), (0.6, 230), (0.3, 255)):
-            paint(frame, canvas, ribbon(path, share * radius), level)
+            paint(frame, canvas, ribbon(path, share * radius), int(gas * level))
         outlines.append(ribbon(path, radius))
-    depth = 1.9 * body.half_width / 14.0
+    depth = 2.6 * body.half_width / 14.0
     layer = blur(canvas.astype(np.float32), 0.08 * frame.px_per_cm)
     return layer * np.float32(depth / 255.0), fill(frame, outlines)
 

@@ -121,7 +121,7 @@ def sample_patient(rng: np.random.Generator) -> PatientSpec:
 
 
 def sample_pose(rng: np.random.Generator, view: View, patient: PatientSpec) -> Pose:
-    """Draw the positioning; AP films are portable ones: supine, rotated, shallow breath, scatter."""
+    """Draw the positioning; AP films are bedside ones: rotated, shallow breath, scatter."""
     if view not in ("PA", "AP", "LL"):
         raise ValueError(f"unknown view {view!r}; use 'PA', 'AP' or 'LL'")
     bedside = view == "AP"

@@ -26,6 +26,7 @@ from fx_d2.phantom.findings import (
     shape_finding,
 )
 from fx_d2.phantom.findings.base import Scene
+from fx_d2.phantom.lateral import lateral_scene
 from fx_d2.phantom.organs import add_abdomen, airway_layer, diaphragm_mask
 from fx_d2.phantom.patient import PatientSpec, Pose, View, sample_pose
 from fx_d2.phantom.vessels import lung_texture, vessel_layer
@@ -91,7 +92,8 @@ def render(
     for spec, _ in plan:
         shape_finding(body, spec)
     frame = make_frame(height, width, body, pose)
-    scene = frontal_scene(frame, body, patient, pose, texture_seed)
+    draw_chest = lateral_scene if pose.view == "LL" else frontal_scene
+    scene = draw_chest(frame, body, patient, pose, texture_seed)
     truth: list[Finding] = []
     for spec, stream in plan:
         truth.extend(draw_finding(scene, spec, stream, len(truth)))
@@ -130,7 +132,8 @@ def frontal_scene(
     airway, structures["trachea"] = airway_layer(frame, body)
     soft = chest.soft - airway
     add_abdomen(frame, body, soft, patient.seed)
-    aerated = np.clip(chest.air * np.float32(0.12), 0.0, 1.0)
+    # Little of the vessel tree shows where only a thin sheet of lung is left behind the heart.
+    aerated = np.clip((chest.air - 2.5) * np.float32(0.11), 0.0, 1.0)
     texture_rng = np.random.default_rng([texture_seed, patient.seed])
     return Scene(
         frame=frame,
@@ -162,6 +165,6 @@ def expose(scene: Scene, pose: Pose) -> np.ndarray:
     scatter = blur(np.minimum(primary, 0.22), 2.5 * scene.frame.px_per_cm)
     scatter += 0.35 * blur(np.minimum(primary, 0.22), 9.0 * scene.frame.px_per_cm)
     total = primary + np.float32(0.20 * pose.scatter) * scatter
-    total += np.float32(0.006 * pose.scatter)
+    total += np.float32(0.009 * pose.scatter)
     signal = -np.log(np.minimum(total, 1.0)) / np.float32(_LOG_RANGE)
     return np.clip(signal, 0.0, 1.0).astype(np.float32)

@@ -79,12 +79,12 @@ def vessel_layer(frame: Frame, body: Body, seed: int) -> np.ndarray:
             trees.append(grow_tree(rng, roots, body.vessel * scale))
         path = np.concatenate([tree[0] for tree in trees])
         width = np.concatenate([tree[1] for tree in trees])
-        layer += _draw_branches(frame, body, path, width)
-    return layer * np.float32(0.62 * _CONTRAST / 255.0)
+        layer += draw_branches(frame, body, path, width)
+    return layer
 
 
-def _draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Branches (m, 4, 2) of given widths (m,) as grey levels, float32 (H, W)."""
+def draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Branches (m, 4, 2) of given widths (m,) as cm of soft tissue, float32 (H, W)."""
     end = path[:, -1]
     inside = (np.abs(end[:, 0]) < body.half_width + 1.0) & (end[:, 1] > -1.0)
     inside &= (end[:, 1] < body.span + 1.0) & (width * frame.px_per_cm > 0.22)
@@ -97,7 +97,7 @@ def _draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray
             stroke(frame, target, chosen, size, int(255 * min(1.0, (size / 0.62) ** 0.8)))
     layer = blur(wide.astype(np.float32), 0.035 * frame.px_per_cm)
     layer += fine
-    return layer
+    return layer * np.float32(0.62 * _CONTRAST / 255.0)
 
 
 def lung_texture(frame: Frame, rng: np.random.Generator) -> np.ndarray:

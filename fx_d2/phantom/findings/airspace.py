@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, side_sign
@@ -163,10 +165,7 @@ def draw_edema(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> lis
         x0, y0 = hilum_of(scene, side)
         reach = 4.2 + 2.4 * severity
 
-        def wing(x: np.ndarray, y: np.ndarray, x0: float = x0, y0: float = y0) -> np.ndarray:
-            return np.exp(-(((x - x0) / reach) ** 2 + ((y - y0 - 1.5) / (1.25 * reach)) ** 2))
-
-        field = frame.coarse(wing) * scene.lung(side)
+        field = frame.coarse(_wing(x0, y0 + 1.5, reach)) * scene.lung(side)
         share = (0.22 + 0.34 * severity) * field * mottle(scene, rng, 0.9)
         share += 0.07 * scene.lung(side)
         scene.fill_air(np.clip(share, 0.0, 0.92), vessels_too=False)
@@ -174,6 +173,15 @@ def draw_edema(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> lis
         mask = (field > 0.18) & scene.lung(side)
         drawn.append(Drawn(mask, side))
     return drawn
+
+
+def _wing(x0: float, y0: float, reach: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Smooth bump around a hilum, taller than wide."""
+
+    def bump(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.exp(-(((x - x0) / reach) ** 2 + ((y - y0) / (1.25 * reach)) ** 2))
+
+    return bump
 
 
 def _kerley_lines(scene: Scene, side: str, rng: np.random.Generator, severity: float) -> None:

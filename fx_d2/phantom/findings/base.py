@@ -43,7 +43,7 @@ class Finding:
         box: Tight x0, y0, x1, y1 around the mask, maxima exclusive; None when the mask is empty.
         laterality: ``"left"``, ``"right"``, ``"both"`` or ``"none"``.
         instance: Running number within the image.
-        texture: ``"smooth"``, ``"mottled"``, ``"reticular"``, ``"line"``, ``"dark"``, ``"shape"`` ...
+        texture: One word: ``"smooth"``, ``"mottled"``, ``"reticular"``, ``"line"`` ...
         severity: As drawn, 0 to 1.
         distractor: True for a hard negative, which is no finding of any label set.
         part: Which device it is, for support devices; blank elsewhere.
@@ -64,9 +64,9 @@ class Finding:
 class Scene:
     """Thickness maps (H, W) that findings may change, in cm along the beam.
 
-    ``air`` is lung, ``vessels`` the vessels in it, ``texture`` unit-variance mottle, ``bone`` compact
-    bone, ``metal`` metal, ``soft`` the whole body. ``shadow`` counts nodules and plaques: soft
-    tissue on top of everything else.
+    ``soft`` is the whole body, ``air`` lung, ``vessels`` the vessels in it, ``texture``
+    unit-variance mottle, ``bone`` compact bone. ``shadow`` counts nodules and plaques: soft tissue
+    on top of everything else (negative where gas replaces tissue).
     """
 
     frame: Frame
@@ -116,7 +116,7 @@ class FindingKind:
 
     Attributes:
         name: Canonical name.
-        where: Structures that may hold the mask: lung, pleura, heart, mediastinum, bone, abdomen, body.
+        where: What may hold the mask: lung, pleura, heart, mediastinum, bone, abdomen, body.
         sign: +1 brightens, -1 darkens, 0 both or neither (shape changes).
         texture: One word for the inside.
         size_cm: Typical smallest and largest extent.

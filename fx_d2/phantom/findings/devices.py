@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fx_d2.phantom.anatomy import side_sign
-from fx_d2.phantom.canvas import bezier, blur, ellipse_points, fill, paint, ribbon, stroke
+from fx_d2.phantom.canvas import bezier, blur, ellipse_points, fill, paint, ribbon, shifted, stroke
 from fx_d2.phantom.findings.base import Drawn, FindingKind, FindingSpec, Scene, pick_point, sides_of
 from fx_d2.phantom.organs import airway_paths
 
@@ -20,7 +20,7 @@ def _tube(scene: Scene, path: np.ndarray, width: float, metal: float, stripe: bo
     if width * frame.px_per_cm >= 4.0:
         stroke(frame, canvas, [path], 0.62 * width, 60)
     if stripe:
-        stroke(frame, canvas, [path + (0.2 * width, 0.0)], max(0.08, 0.15 * width), 255)
+        stroke(frame, canvas, [shifted(path, 0.2 * width, 0.0)], max(0.08, 0.15 * width), 255)
     scene.metal += canvas.astype(np.float32) * np.float32(metal / 255.0)
     return fill(frame, [ribbon(path, 0.5 * max(width, 1.2 / frame.px_per_cm))])
 
@@ -180,7 +180,7 @@ def draw_skin_fold(scene: Scene, spec: FindingSpec, rng: np.random.Generator) ->
     inner = bezier(
         [(sign * x0 * 0.9, -2.0), (sign * (x0 + 1.5), 8.0), (sign * (x0 - 0.5), 19.0)], 24
     )
-    outer = inner + (-sign * 3.0, 0.0)
+    outer = shifted(inner, -sign * 3.0, 0.0)
     region = np.concatenate([inner, outer[::-1]])
     ramp = fill(frame, [region])
     band = blur(ramp.astype(np.float32), 0.8 * frame.px_per_cm) * ramp

@@ -121,7 +121,7 @@ def _ring(
     diameter: float,
     wall: float,
 ) -> tuple[np.ndarray, np.ndarray, Lump]:
-    """A hollow sphere: wall of tissue, air inside. Returns outer and inner mask and the outer lump."""
+    """A hollow sphere of tissue; returns its outer and inner mask and the outer lump."""
     centre = pick_point(scene, scene.lung(side), zone, rng, 0.5 * diameter + 0.2)
     outer = Lump.draw(rng, centre, (0.5 * diameter, 0.47 * diameter), 0.06)
     hole = max(0.2, 0.5 * diameter - wall)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, cavity_outline, dome_line, side_sign
-from fx_d2.phantom.canvas import bezier, blur, fill, noise_field, ribbon, soft_fill, stroke
+from fx_d2.phantom.canvas import bezier, blur, fill, noise_field, ribbon, shifted, soft_fill, stroke
 from fx_d2.phantom.findings.airspace import hilum_of
 from fx_d2.phantom.findings.base import Drawn, FindingKind, FindingSpec, Scene, sides_of, zone_rows
 
@@ -82,7 +82,7 @@ def draw_pneumothorax(scene: Scene, spec: FindingSpec, rng: np.random.Generator)
     frame, body = scene.frame, scene.body
     for side in sides_of(spec):
         outline = cavity_outline(body, side)
-        hilum = np.array(hilum_of(scene, side)) + (side_sign(side) * 0.8, 1.0)
+        hilum = np.array(hilum_of(scene, side)) + np.array((side_sign(side) * 0.8, 1.0))
         height = np.clip(outline[:, 1] / body.span, 0.0, 1.0)
         shrink = np.interp(height, (0.0, 0.35, 0.7, 1.0), (1.0, 0.62, 0.30, 0.18))
         shrink *= 0.10 + 0.46 * severity**1.2
@@ -176,7 +176,7 @@ def draw_pneumomediastinum(
             )
             half = (0.14 + 0.20 * severity) * np.sin(np.linspace(0.2, np.pi - 0.2, 20))
             outlines.append(ribbon(path, half))
-            stroke(frame, lines, [path + (sign * (0.25 + 0.2 * severity), 0.0)], 0.07, 255)
+            stroke(frame, lines, [shifted(path, sign * (0.25 + 0.2 * severity), 0.0)], 0.07, 255)
     cover = soft_fill(frame, outlines)
     mask = fill(frame, outlines)
     scene.shadow -= np.float32(2.4 + 2.0 * severity) * cover
