@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Mapping
@@ -28,8 +29,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fx_d2.data.catalog import source_root
 from fx_d2.data.errors import DataError
 from fx_d2.data.formats.contract import DEFAULT_LIMITS, VOI_POLICIES, ImageFacts, LoadedImage
+from fx_d2.data.images import read_image
+from fx_d2.data.sources import get_source
+
+_logger = logging.getLogger(__name__)
 
 VERSION = 1
 HEADER_NAME = "cache.json"
@@ -220,10 +226,6 @@ class ImageCache:
     def __contains__(self, path: str | os.PathLike[str]) -> bool:
         return self._find(path) is not None
 
-    def read(self, record: Mapping[str, Any]) -> LoadedImage:
-        """The image of a dataset record, as the mapper asks for it."""
-        return self.get(record["file_name"])
-
     def get(self, path: str | os.PathLike[str]) -> LoadedImage:
         """The smaller copy of an image; ``facts.height, facts.width`` are those of the original.
 
@@ -267,7 +269,8 @@ class ImageCache:
             if same and info.st_mtime_ns != record["source_mtime_ns"]:
                 # Copied or touched: the content decides, and is asked once.
                 same = file_crc(path) == record["source_crc"]
-                self._records["source_mtime_ns"][row] = info.st_mtime_ns
+                if same:
+                    self._records["source_mtime_ns"][row] = info.st_mtime_ns
         except OSError as exc:
             raise DataError(
                 f"the original of a cached image cannot be read: {exc.strerror}",
@@ -317,3 +320,38 @@ def _reopen(folder: Path, settings: CacheSettings, check_sources: bool) -> Image
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.bin"
+
+
+class CachedReader:
+    """Reads records from caches below a folder; a source without one, from its files.
+
+    Sources that lie in one folder on disk share a cache, so ``tools/cache_images.py`` names a
+    cache after that folder and not after the source.
+
+    Args:
+        folder: its ``--out``.
+        voi: what the config wants; a cache built otherwise is refused.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], voi: str = "auto") -> None:
+        self.folder, self.voi = Path(folder), voi
+        self._caches: dict[str, ImageCache | None] = {}
+        if not self.folder.is_dir():
+            raise DataError("no such folder", file=folder, expected="image caches", fix=_REBUILD)
+
+    def read(self, record: Mapping[str, Any]) -> LoadedImage:
+        """The image of ``record``, smaller if it comes from a cache."""
+        key = record["source"]
+        if key not in self._caches:
+            self._caches[key] = self._open(key)
+        cache = self._caches[key]
+        if cache is None:
+            return read_image(record["file_name"], voi=self.voi)
+        return cache.get(record["file_name"])
+
+    def _open(self, key: str) -> ImageCache | None:
+        folder = self.folder / get_source(key).folder
+        if not folder.is_dir():
+            _logger.warning("%s has no cache in %s: reading its files", key, self.folder)
+            return None
+        return ImageCache.open(folder, voi=self.voi, root=source_root(key))

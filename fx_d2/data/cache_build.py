@@ -11,7 +11,6 @@ import fcntl
 import json
 import math
 import os
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from fx_d2.data.atomic import write_atomically
 from fx_d2.data.cache import (
     HEADER_NAME,
     INDEX_NAME,
@@ -228,14 +228,7 @@ def _prepare(folder: Path, settings: CacheSettings) -> None:
                 fix="choose another folder, or delete this one",
             )
         return
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(settings_as_json(settings))
-            file.flush()
-            os.replace(file.name, folder / HEADER_NAME)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_atomically(folder / HEADER_NAME, settings_as_json(settings))
 
 
 def _missing(paths: Sequence[str], folder: Path, settings: CacheSettings) -> Iterator[str]:

@@ -89,7 +89,7 @@ def normalise(
         )
     low, high = _limits(loaded, config)
     scaled = loaded.pixels - np.float32(low)
-    scaled *= np.float32(1.0 / (high - low))
+    scaled /= np.float32(high - low)
     np.clip(scaled, 0.0, 1.0, out=scaled)
     if config.gamma != 1:
         np.power(scaled, np.float32(config.gamma), out=scaled)

@@ -177,6 +177,12 @@ class FxMapper:
             given = T.AugInput(grey)
             applied = self.augmentations[tasks[0]](given)
         frame = _Frame(height, width, grey.shape, applied)
+        if not frame.detailed_enough(given.image.shape):
+            raise DataError(
+                f"the cached copy is {grey.shape[0]} x {grey.shape[1]}, less than the network sees",
+                file=record["file_name"],
+                fix="build the cache at INPUT.FX.SIZE or more (tools/cache_images.py --size)",
+            )
         result: dict[str, Any] = {
             "image": self._tensor(given.image, record),
             "image_id": record["image_id"],
@@ -284,8 +290,8 @@ class _Frame:
     def __init__(
         self, height: int, width: int, read_size: tuple[int, ...], transforms: TransformList
     ) -> None:
-        self.height, self.width = height, width
-        if (height, width) != tuple(read_size):
+        self.height, self.width, self.read_size = height, width, tuple(read_size)
+        if (height, width) != self.read_size:
             before = FxResizeTransform(height, width, *read_size)
             transforms = TransformList([before]) + transforms
         self.transforms = transforms
@@ -300,6 +306,11 @@ class _Frame:
         """(h, w) of the image without padding."""
         pads = [t for t in self.transforms.transforms if isinstance(t, PadTransform)]
         return (shape[0] - sum(p.y1 for p in pads), shape[1] - sum(p.x1 for p in pads))
+
+    def detailed_enough(self, shape: tuple[int, ...]) -> bool:
+        """Whether what was read has the pixels that the input shows, if the original does."""
+        wanted = np.minimum(self.content_size(shape), (self.height, self.width))
+        return bool((np.array(self.read_size) >= wanted).all())
 
     def boxes(self, boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """(N, 4) original XYXY -> input XYXY, clipped to the image."""
