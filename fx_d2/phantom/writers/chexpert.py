@@ -84,7 +84,7 @@ class CheXpert(Writer):
             bits=8,
             patient_id=person,
             # The test table has no column for the view; the file name tells lateral ones.
-            view="LATERAL" if lateral else (None if test else view),
+            view="LL" if lateral else (None if test else view),
             labels={name: code(cell) for name, cell in study.cells.items()},
         )
         facts = {

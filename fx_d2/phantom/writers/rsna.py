@@ -45,7 +45,6 @@ class Rsna(Writer):
             pixels=shot.pixels,
             bits=8,
             patient_id=name,
-            view=shot.radiograph.view,
             labels=label_dict(KEY, [label]),
             boxes=[box_entry(_OPACITY, box) for box in boxes],
         )
