@@ -16,7 +16,8 @@ from .facts import THUMB_PX
 
 Image = npt.NDArray[np.float64]
 
-TURNS = ("upright", "turned left", "upside down", "turned right")  # np.rot90 k times gives these
+# How a picture lies that np.rot90 sets upright in k quarter turns (anticlockwise).
+TURNS = ("upright", "turned clockwise", "upside down", "turned anticlockwise")
 
 
 def _blob(

@@ -11,10 +11,11 @@ import numpy as np
 
 from .examination import Examination
 from .findings import Hit, check
-from .rows import OTHER, route, row_hits
+from .rows import OTHER, RowReport, route, row_hits
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".dcm", ".dicom", ".mha", ".img")
-_MAX_ORPHAN_FOLDER = 4  # DICOM trees hold one to a few files per folder
+_MAX_ORPHAN_FOLDER = 4  # DICOM trees hold one to a few files per folder,
+_MIN_TREE_FOLDERS = 8  # and many such folders
 
 
 @check(
@@ -56,10 +57,21 @@ def bad_rows(exam: Examination) -> Iterator[Hit]:
     fix="compare with the source's page; a newer release may differ on purpose",
 )
 def notes(exam: Examination) -> Iterator[Hit]:
-    """What readers noted."""
+    """Expectations that were not met, and what readers noted in passing (information)."""
     for part in exam.parts:
+        if isinstance(part.report, RowReport):
+            for what, found, expected, file in part.report.unmet:
+                place = None if file is None else exam.relative(file)
+                yield Hit(part.source.key, f"{what}: {found}", expected, part=part.name, file=place)
         for note in part.report.notes:
-            yield Hit(part.source.key, note, "the published form", part=part.name)
+            yield Hit(
+                part.source.key,
+                note,
+                "nothing",
+                part=part.name,
+                severity="info",
+                fix="good to know",
+            )
 
 
 @check(
@@ -143,6 +155,8 @@ def _orphans(root: Path, known: set[str]) -> Iterator[str]:
             children[parent].add(path)
             path, parent = parent, os.path.dirname(parent)
     usual = float(np.median(list(per_folder.values())))
+    depths = {path.count(os.sep) for path in per_folder}
+    is_tree = usual <= _MAX_ORPHAN_FOLDER and len(per_folder) >= _MIN_TREE_FOLDERS
     for folder, folders, names in os.walk(root):
         folders.sort()
         images = [
@@ -153,7 +167,7 @@ def _orphans(root: Path, known: set[str]) -> Iterator[str]:
         if folder in per_folder:
             yield from (path for path in images if path not in known)
             continue
-        alone = usual <= _MAX_ORPHAN_FOLDER and len(images) <= _MAX_ORPHAN_FOLDER
+        alone = is_tree and len(images) <= _MAX_ORPHAN_FOLDER and folder.count(os.sep) in depths
         if alone and len(children.get(os.path.dirname(folder), ())) > 1:
             yield from images
 
@@ -179,8 +193,6 @@ def wrong_sizes(exam: Examination) -> Iterator[Hit]:
                 exam.source_of(entry).image_size or found,
                 "all images of this source",
             )
-            if exam.is_phantom:
-                continue  # a synthetic world may be made at another size
         if tuple(expected) != found:
             yield Hit(
                 found=f"{found[0]} x {found[1]} (height x width)",

@@ -120,5 +120,4 @@ def one_value(exam: Examination) -> Iterator[Hit]:
                     f"no {what}: {', '.join(names)}",
                     f"at least one {what}",
                     part=part.name,
-                    count=len(names),
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -43,9 +44,10 @@ class MaskFact:
             ``"size"`` (mask and image differ) or ``"unreadable"``.
         share: part of the image it covers.
         x, y: centroid as a share of the width and height; NaN when empty.
-        coherence: share of its pixels that continue along the axis along which fewer do. A real
-            structure is near 1 on both axes; run lengths read along the wrong axis or with the
-            wrong starts give stripes, which continue along one axis only.
+        pieces: connected pieces (8 neighbours).
+        runs: straight runs it consists of, along the axis that needs fewer. A real structure has
+            many runs per piece; run lengths with wrong starts lie apart, each its own piece.
+        fill: share of its bounding box that it covers.
         box_iou: overlap of its own bounding box with the annotated one; NaN where there is none.
     """
 
@@ -58,18 +60,17 @@ class MaskFact:
     share: float = 0.0
     x: float = float("nan")
     y: float = float("nan")
-    coherence: float = 1.0
+    pieces: int = 0
+    runs: int = 0
+    fill: float = 0.0
     box_iou: float = float("nan")
 
 
-def continuity(mask: npt.NDArray[np.bool_]) -> float:
-    """The smaller share of foreground pixels with a foreground neighbour below, or to the right."""
-    area = int(mask.sum())
-    if area == 0:
-        return 1.0
-    along_y = int((mask[1:] & mask[:-1]).sum())
-    along_x = int((mask[:, 1:] & mask[:, :-1]).sum())
-    return min(along_y, along_x) / area
+def n_runs(mask: npt.NDArray[np.bool_]) -> int:
+    """Straight runs of foreground pixels, along the rows or the columns, whichever are fewer."""
+    rows = int(mask[:, 0].sum()) + int((mask[:, 1:] & ~mask[:, :-1]).sum())
+    columns = int(mask[0].sum()) + int((mask[1:] & ~mask[:-1]).sum())
+    return min(rows, columns)
 
 
 def measure_mask(job: MaskJob, image_size: tuple[int, int]) -> MaskFact:
@@ -107,7 +108,9 @@ def measure_mask(job: MaskJob, image_size: tuple[int, int]) -> MaskFact:
         share=area / mask.size,
         x=x,
         y=y,
-        coherence=continuity(crop),
+        pieces=cv2.connectedComponents(crop.astype(np.uint8), connectivity=8)[0] - 1,
+        runs=n_runs(crop),
+        fill=area / crop.size,
         box_iou=float("nan") if job.box is None else box_iou(own, job.box),
     )
 

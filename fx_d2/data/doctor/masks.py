@@ -12,9 +12,11 @@ from .findings import Hit, check
 from .mask_facts import MaskFact
 from .rows import row_hits
 
-MIN_COHERENCE = 0.6  # a line one pixel wide along an axis has 0; structures of three pixels 0.67
-MIN_AREA_PX = 30
+MIN_PIECES = 12  # a scattered mask of fewer pieces may be real
+LOOSE_SHARE = 0.5  # pieces per straight run
+MIN_FILL = 0.22  # real lungs fill 0.45 to 0.75 of their bounding box, a heart more
 ORGAN_SHARE = 0.9  # a class present in this share of a source's masks is a structure everybody has
+_COMPACT = re.compile(r"^((left|right) lung|lungs?|heart)$", re.IGNORECASE)
 MIN_MASKS = 10
 # Everybody has these; a disease that nearly every patient of a small set has is still no structure.
 _ANATOMY = re.compile(r"lung|heart|rib|clavicle|mediastin|airway|^[LR]\d+$", re.IGNORECASE)
@@ -80,15 +82,33 @@ def out_of_frame(exam: Examination) -> Iterator[Hit]:
     needs_pixels=True,
 )
 def stripes(exam: Examination) -> Iterator[Hit]:
-    """Masks whose pixels continue along one axis only."""
+    """Masks whose runs lie apart from each other."""
     for fact in exam.mask_facts:
-        if fact.error_kind or fact.area_px < MIN_AREA_PX or fact.coherence >= MIN_COHERENCE:
-            continue
-        yield Hit(
-            found=f"only {fact.coherence:.0%} of its {fact.area_px} pixels continue along one axis",
-            expected=f"at least {MIN_COHERENCE:.0%} on both axes",
-            **_place(exam, fact),
-        )
+        if fact.pieces >= MIN_PIECES and fact.pieces > LOOSE_SHARE * fact.runs:
+            yield Hit(
+                found=f"{fact.runs} runs in {fact.pieces} separate pieces",
+                expected="runs that lie beside each other",
+                **_place(exam, fact),
+            )
+
+
+@check(
+    "masks/implausible",
+    "warning",
+    what="a lung or heart mask that is scattered over its bounding box: sheared by a wrong image "
+    "width, or not a lung",
+    fix="check that the mask belongs to this image and to its size (original or resized)",
+    needs_pixels=True,
+)
+def implausible(exam: Examination) -> Iterator[Hit]:
+    """Masks of compact organs that are not compact."""
+    for fact in exam.mask_facts:
+        if fact.area_px and fact.fill < MIN_FILL and _COMPACT.search(fact.name):
+            yield Hit(
+                found=f"it covers {fact.fill:.0%} of its own bounding box",
+                expected=f"at least {MIN_FILL:.0%}",
+                **_place(exam, fact),
+            )
 
 
 @check(
@@ -124,7 +144,7 @@ def empty(exam: Examination) -> Iterator[Hit]:
 
 @check(
     "masks/absent",
-    "warning",
+    "info",
     what="an image without masks in a part where nearly every other has them",
     fix="restore the mask file; the image is otherwise left out of segmentation",
     needs_pixels=True,

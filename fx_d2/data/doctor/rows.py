@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import DataError, ReadReport
+from ..errors import DataError, ReadReport, shown
 from .examination import Examination, Part
 from .findings import Hit
 
@@ -35,6 +35,7 @@ class RowReport(ReadReport):
 
     on_error: str = "skip"
     kept: list[tuple[str, DataError]] = field(default_factory=list)
+    unmet: list[tuple[str, str, str, str | None]] = field(default_factory=list)
 
     def bad(self, kind: str, error: DataError) -> None:
         """Count the error, and keep it while there is room for its kind."""
@@ -42,6 +43,11 @@ class RowReport(ReadReport):
         self.skipped[kind] += 1
         if self.skipped[kind] <= MAX_KEPT:
             self.kept.append((kind, error))
+
+    def soft(self, what: str, *, found: object, expected: object, file: str | None = None) -> None:
+        """Keep an unmet expectation as (what, found, expected, file)."""
+        if found != expected:
+            self.unmet.append((what, shown(found), shown(expected), file))
 
 
 def route(kind: str, error: DataError) -> str:
