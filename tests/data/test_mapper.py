@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import BitMasks
 
 from fx_d2.data import masks as masks_module
+from fx_d2.data.cache_build import build_cache
 from fx_d2.data.errors import DataError
 from fx_d2.data.images import read_image
 from fx_d2.data.mapper import FileReader, FxMapper
@@ -328,6 +329,7 @@ class HalfSize(FileReader):
 
 def test_a_cache_changes_no_geometry(toy, fx_cfg):
     record = toy.records[1]
+    fx_cfg.INPUT.FX.SIZE = 32
     cfg = plain(fx_cfg)
     tasks = ("loc", "seg")
     direct = FxMapper(cfg, True)(record, tasks, position())
@@ -338,6 +340,32 @@ def test_a_cache_changes_no_geometry(toy, fx_cfg):
     )
     assert (cached["sem_masks"] != direct["sem_masks"]).float().mean() < 0.03
     assert (cached["image"] - direct["image"]).abs().mean() < 0.05
+
+
+def test_a_cache_smaller_than_the_input_is_refused(toy, fx_cfg):
+    fx_cfg.INPUT.FX.SIZE = 66  # half of 70 to 130 pixels is less
+    with pytest.raises(DataError, match="cached copy"):
+        FxMapper(fx_cfg, False, reader=HalfSize())(toy.records[1], "cls", position())
+    fx_cfg.INPUT.FX.SIZE = 500  # the originals themselves are smaller: that is no fault
+    FxMapper(fx_cfg, False)(toy.records[1], "cls", position())
+
+
+def test_a_real_cache_is_used_transparently(toy, fx_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(toy.folder.parent))
+    monkeypatch.setitem(SOURCES, "toy_chest", replace(toy.source, folder=toy.folder.name))
+    folder = tmp_path / toy.folder.name
+    files = [r["file_name"] for r in toy.records]
+    build_cache(files, folder, 66, root=toy.folder, progress=False)
+    direct = FxMapper(plain(fx_cfg), False)
+    fx_cfg.INPUT.FX.CACHE = str(tmp_path)
+    cached = FxMapper(fx_cfg, False)
+    for record in toy.records:
+        one, other = (m(record, ("cls", "loc"), position()) for m in (direct, cached))
+        assert (one["height"], one["width"]) == (other["height"], other["width"])
+        assert (one["image"] - other["image"]).abs().mean() < 0.02
+        if "instances" in one:
+            boxes = [r["instances"].gt_boxes.tensor for r in (one, other)]
+            torch.testing.assert_close(*boxes, atol=0.1, rtol=0)
 
 
 def test_evaluation_makes_targets_only_when_asked(toy, fx_cfg):
