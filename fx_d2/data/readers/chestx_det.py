@@ -27,7 +27,7 @@ from .base import (
     relative_name,
 )
 
-_FOLDERS = ("{0}", "{0}_data", "{0}_data/{0}", "{0}_data/{0}_data", "{0}/{0}")
+_FOLDERS = ("{0}/{0}", "{0}_data/{0}_data", "{0}_data/{0}", "{0}_data", "{0}")
 _MAX_POINTS = 10_000  # the longest ring has 958
 
 

@@ -13,7 +13,9 @@ from ..record import Record
 from .base import ReadRequest, counted, find_file, index_by_stem
 
 _NAME = re.compile(r"CHNCXR_\d{4}_([01])")
-_READING = re.compile(r"(?P<sex>fe?male)?\W*(?P<age>\d{1,3})?\s*(?P<unit>mo|m|d|y)?", re.IGNORECASE)
+_READING = re.compile(
+    r"(?P<sex>(?:fe)?male)?\W*(?P<age>\d{1,3})?\s*(?P<unit>mo|m|d|y)?", re.IGNORECASE
+)
 _MASK_FOLDERS = ("mask/mask", "mask", "masks", "ManualMask")
 
 

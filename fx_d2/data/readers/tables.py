@@ -68,10 +68,21 @@ def _check_cells(path: Path, separator: str, encoding: str, header: Sequence[str
         for line, text in enumerate(lines, start=1):
             if quote in text:
                 rest = (raw.decode(encoding) for raw in itertools.chain([text], lines))
-                rows = csv.reader(rest, delimiter=separator)
-                for row in rows:
-                    if row:
-                        check(line + rows.line_num - 1, row)
+                rows = csv.reader(rest, delimiter=separator, strict=True)
+                last = line - 1  # the line a record ends on; a record may span several
+                try:
+                    for row in rows:
+                        if row:
+                            check(last + 1, row)
+                        last = line + rows.line_num - 1
+                except csv.Error as exc:
+                    raise DataError(
+                        f"broken quotes ({exc})",
+                        file=path,
+                        row=last + 1,
+                        expected="a CSV file",
+                        fix="restore the file from the original download (is it cut off?)",
+                    ) from exc
                 return
             if text not in blank and (
                 width is None or text.count(cut) + 1 != width or width != named
