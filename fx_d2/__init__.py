@@ -1,4 +1,6 @@
-"""fx_d2: classification, localization and segmentation of chest radiographs, learned together, on Detectron2.
+"""Classification, localization and segmentation of chest radiographs, learned together.
+
+An extension of Detectron2 for public datasets that are each annotated for only some tasks.
 
 Importing this package registers datasets and components and does nothing else: no file is read,
 nothing is downloaded, no seed and no thread setting is touched.

@@ -1,7 +1,7 @@
-"""Random draws as a pure function of their position, so that nothing about random state is ever saved.
+"""Random draws as a pure function of their position, so that no random state is ever saved.
 
-A batch is the same for 0, 1 or 3 workers, and a resumed run equals an uninterrupted one, because every draw asks
-for its own generator by name: ``rng_for(seed, "order", source, pass_index)``.
+A batch is the same for 0, 1 or 3 workers, and a resumed run equals an uninterrupted one, because
+every draw asks for its own generator by name: ``rng_for(seed, "order", source, pass_index)``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def draw_key(seed: int, *position: int | str) -> int:
-    """A 128-bit key of (seed, position); equal positions give equal keys on every machine and version.
+    """A 128-bit key of (seed, position); equal positions give equal keys everywhere.
 
     ``hash()`` is salted per process and NumPy's seed mixing takes integers only, hence a digest.
     """
@@ -30,10 +30,10 @@ def rng_for(seed: int, *position: int | str) -> np.random.Generator:
 
 @contextmanager
 def seeded_globals(seed: int, *position: int | str) -> Iterator[None]:
-    """Within the block, NumPy's and Python's global generators belong to ``position``; afterwards they are as before.
+    """NumPy's and Python's global generators belong to ``position`` within, and are restored after.
 
-    Detectron2's augmentations draw from the global generators, so this is how their draws become a function of
-    the position too.
+    Detectron2's augmentations draw from the global generators, so this is how their draws become a
+    function of the position too.
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     key = draw_key(seed, *position)

@@ -1,8 +1,8 @@
 """The one error that bad data raises, and what a reader may do about it.
 
-A user with 377,110 files needs to know which file, which row, what was expected there and what to do next; a
-traceback from inside pandas or pydicom tells none of it. Library exceptions are therefore turned into
-:class:`DataError` where the file is known.
+A user with 377,110 files needs to know which file, which row, what was expected there and what to
+do next; a traceback from inside pandas or pydicom tells none of it. Library exceptions are
+therefore turned into :class:`DataError` where the file is known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_SHOWN_CHARS = 200
 
 
 def shown(value: object) -> str:
-    """``value`` as it may stand in a one-line message: control characters escaped, long text cut."""
+    """``value`` as a one-line message may hold it: control characters escaped, long text cut."""
     text = repr(value) if not isinstance(value, str) else value
     text = text.encode("unicode_escape", "backslashreplace").decode("ascii")
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
@@ -72,7 +72,7 @@ def _rebuild(problem, file, row, expected, fix) -> DataError:
 
 
 class DataWarning(UserWarning):
-    """A soft check failed: the data can be used, but a published figure or convention is not met."""
+    """A soft check failed: usable data, but a published figure or convention is not met."""
 
 
 @dataclass
@@ -80,10 +80,10 @@ class ReadReport:
     """What a reader found while reading, and whether a bad record stops it or is counted.
 
     Args:
-        on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves it out and counts it. Errors that
-            concern a whole file (missing index, wrong header) always raise.
-        published_counts: whether totals are compared with the published figures; off for a synthetic world,
-            which is smaller by design (it is recognised by its ``PHANTOM.json``).
+        on_error: ``"raise"`` stops at the first bad record; ``"skip"`` leaves it out and counts it.
+            Errors that concern a whole file (missing index, wrong header) always raise.
+        published_counts: whether totals are compared with the published figures; off for a
+            synthetic world, which is smaller by design (it is recognised by its ``PHANTOM.json``).
     """
 
     on_error: str = "raise"
@@ -97,7 +97,7 @@ class ReadReport:
             raise ValueError(f"on_error is {self.on_error!r}; allowed: 'raise', 'skip'")
 
     def bad(self, kind: str, error: DataError) -> None:
-        """Raise ``error``, or count one record of ``kind`` as skipped; the first of a kind is kept to show."""
+        """Raise ``error``, or count a record of ``kind`` as skipped and keep the first to show."""
         if self.on_error == "raise":
             raise error
         if kind not in self.skipped:
@@ -106,7 +106,7 @@ class ReadReport:
         self.skipped[kind] += 1
 
     def soft(self, what: str, *, found: object, expected: object, file: str | None = None) -> None:
-        """Warn when ``found`` differs from a published or remembered figure; both values are named."""
+        """Warn, naming both values, when ``found`` differs from a published figure."""
         if found == expected:
             return
         note = f"{what}: found {shown(found)}, expected {shown(expected)}"

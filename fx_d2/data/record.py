@@ -1,24 +1,25 @@
 """The record contract: Detectron2's dataset dict plus what partial supervision needs.
 
-=================  =====================================================================================
+=================  ===============================================================================
 key                meaning
-=================  =====================================================================================
+=================  ===============================================================================
 ``file_name``      path of the image
 ``image_id``       string, unique within a source
-``height, width``  pixels of the stored image where the index or the format states them; else absent, and the
-                   mapper fills them in (Detectron2 does the same)
+``height, width``  pixels of the stored image where the index or the format states them; else
+                   absent, and the mapper fills them in (Detectron2 does the same)
 ``source``         key of the row in ``SOURCES``
 ``patient_id``     string or None
 ``view``           ``"PA"``, ``"AP"``, ``"LL"`` ... or None
-``labels``         float32 (C,) over the source's ``cls_classes``: 1 positive, 0 negative, NaN not annotated, -1
-                   uncertain. Absent where the source has no image labels
-``annotations``    absent: boxes not annotated here. ``[]``: annotated, nothing found. Else COCO-style dicts
-``masks``          absent: not annotated. Else ``{class: mask reference}`` over ``seg_classes``; a class not in it
-                   is not annotated, an empty mask is a true negative
-=================  =====================================================================================
+``labels``         float32 (C,) over the source's ``cls_classes``: 1 positive, 0 negative, NaN not
+                   annotated, -1 uncertain. Absent where the source has no image labels
+``annotations``    absent: boxes not annotated here. ``[]``: annotated, nothing found. Else
+                   COCO-style dicts; ``segmentation`` is any mask reference of ``masks.py``
+``masks``          absent: not annotated. Else ``{class: mask reference}`` over ``seg_classes``; a
+                   class not in it is not annotated, an empty mask is a true negative
+=================  ===============================================================================
 
-Further keys a reader may add: ``study_id``, ``age``, ``sex``, ``body_part`` and, per annotation, ``n_readers``.
-Not annotated is never negative: it contributes no gradient and no metric.
+Further keys a reader may add: ``study_id``, ``age``, ``sex``, ``body_part`` and, per annotation,
+``n_readers``. Not annotated is never negative: it contributes no gradient and no metric.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def validate_record(record: Record, source: Source) -> None:
     size = (record.get("height"), record.get("width"))
     if (size[0] is None) != (size[1] is None):
         _fail(record, f"height, width = {size}", "both or neither")
-    if size[0] is not None and not (0 < size[0] and size[1] is not None and 0 < size[1]):
+    if size[0] is not None and (size[0] <= 0 or size[1] <= 0):
         _fail(record, f"height, width = {size}", "positive pixels")
     _validate_labels(record, source)
     _validate_annotations(record, source)
@@ -128,9 +129,10 @@ def box_xyxy(annotation: dict[str, Any]) -> tuple[float, float, float, float]:
 class PackedRecords(Sequence[Record]):
     """A sequence of records in one byte buffer, which loader workers share instead of copying.
 
-    A list of 377,110 dicts takes about a gigabyte, and every worker that touches it copies it, reference counts
-    being written. Records are therefore serialised while they are read and unpacked one at a time. (The pickles
-    are made and read by this process tree only; they never come from a file.)
+    A list of 377,110 dicts takes about a gigabyte, and every worker that touches it copies it,
+    reference counts being written. Records are therefore serialised while they are read and
+    unpacked one at a time. (The pickles are made and read by this process tree only; they never
+    come from a file.)
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -156,7 +158,8 @@ class PackedRecords(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         start = 0 if index == 0 else int(self._ends[index - 1])
-        return pickle.loads(memoryview(self._bytes[start : int(self._ends[index])]))
+        # Safe: these bytes were pickled by this very object, never read from a file.
+        return pickle.loads(memoryview(self._bytes[start : int(self._ends[index])]))  # noqa: S301
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))

@@ -11,7 +11,7 @@ CLS_KINDS = ("multilabel", "multiclass", "binary")
 
 @dataclass(frozen=True)
 class Part:
-    """Where a split's images come from: a part as published, or a patient-wise share ``[low, high)`` of it."""
+    """Where a split comes from: a published part, or a patient-wise share ``[low, high)`` of it."""
 
     name: str
     low: float = 0.0
@@ -34,7 +34,7 @@ def carved(name: str, train: float = 0.7, val: float = 0.1) -> dict[str, Part]:
 
 
 def val_from_train(train: str, test: str, share: float = 0.1) -> dict[str, Part]:
-    """A published train and test part; ``val`` is a patient-wise share of train, ``trainval`` the whole of it."""
+    """Published train and test; ``val`` is a patient-wise share of train, ``trainval`` all of it."""
     return {
         "train": Part(train, 0.0, 1 - share),
         "val": Part(train, 1 - share, 1.0),
@@ -51,22 +51,28 @@ class Source:
         key: name in configs and in ``heads.<task>.<key>``.
         title: name for people.
         folder: the folder it was downloaded as, under ``$DETECTRON2_DATASETS``.
-        reader: module under ``fx_d2.data.readers`` (or a dotted path elsewhere) whose ``read(request)`` yields records.
+        reader: module under ``fx_d2.data.readers`` (or a dotted path elsewhere) whose
+            ``read(request)`` yields records.
         splits: split name -> :class:`Part`; registered as ``<key>_<split>``.
         tasks: the tasks this source has heads for by default.
-        extra_tasks: annotated on disk too, used when asked for (NIH's boxes exist for test images only).
+        extra_tasks: annotated on disk too, used when asked for (NIH's boxes exist for test images
+            only).
         paper_id: C1..C11 of Foundation X, in paper order.
-        cls_classes, cls_kind: image labels; ``multilabel``, ``multiclass`` (exactly one) or ``binary`` (one class).
+        cls_classes, cls_kind: image labels; ``multilabel``, ``multiclass`` (exactly one) or
+            ``binary`` (one class).
         cls_subsets: named subsets that a paper averages over.
         thing_classes: classes of boxes, in ``category_id`` order.
         loc_agnostic: the paper trains one class-agnostic head on them.
         instance_masks: boxes carry a segmentation.
         seg_classes: dense masks, overlapping.
-        resize_masks: mask files may have another size than the image and are resized (nearest neighbour).
+        resize_masks: mask files may have another size than the image and are resized (nearest
+            neighbour).
         image_size: (height, width) of every image where the provider fixes it.
-        frontal_views: values of ``view`` that are frontal; None when the source is frontal throughout.
+        frontal_views: values of ``view`` that are frontal; None when the source is frontal
+            throughout.
         options: handed to the reader.
-        expected: published figures, ``{"train/images": 223414}``; soft checks of the reader and the doctor.
+        expected: published figures, ``{"train/images": 223414}``; soft checks of the reader and the
+            doctor.
         overlaps: sources that share images with this one.
         licence, homepage, citation, access: for the table in ``datasets/README.md``.
     """

@@ -1,8 +1,8 @@
 """One row per source: everything the rest of fx_d2 knows about a dataset.
 
-Heads, loaders, the cycle, evaluators and the table in ``datasets/README.md`` are derived from these rows. A further
-source is one more row, and a reader only if its files have a layout of their own (``docs/add_a_source.md``). This
-module imports neither torch nor Detectron2.
+Heads, loaders, the cycle, evaluators and the table in ``datasets/README.md`` are derived from these
+rows. A further source is one more row, and a reader only if its files have a layout of their own
+(``docs/add_a_source.md``). This module imports neither torch nor Detectron2.
 """
 
 from __future__ import annotations

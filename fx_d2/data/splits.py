@@ -1,8 +1,8 @@
 """Patient-wise splits that are a pure function of (seed, patient), and files that hold them.
 
-Where a dataset publishes no split, patients are ranked by a keyed hash and cut at fractions: no patient is ever on
-two sides, and the cut does not depend on the order of files. A split can be written to a file and read back, so
-that a paper can say exactly which images it used.
+Where a dataset publishes no split, patients are ranked by a keyed hash and cut at fractions: no
+patient is ever on two sides, and the cut does not depend on the order of files. A split can be
+written to a file and read back, so that a paper can say exactly which images it used.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from pathlib import Path
 from .draws import draw_key
 from .errors import DataError
 
-SPLIT_SEED = (
-    20250301  # part of the registered splits' definition: changing it changes every carved split
-)
+# Part of the definition of the registered splits: another seed, other carved splits.
+SPLIT_SEED = 20250301
 
 
 def patients_between(
@@ -28,7 +27,8 @@ def patients_between(
 
     Args:
         patients: ids, repeats allowed.
-        low, high: fractions of the patients, 0 <= low < high <= 1.
+        low: where the share begins, a fraction of the patients.
+        high: where it ends; 0 <= low < high <= 1.
         seed: part of the hash.
         salt: the source's key, so that equal ids in two sources are not tied.
     """
