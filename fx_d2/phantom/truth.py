@@ -25,7 +25,9 @@ def thumb(pixels: np.ndarray) -> list[list[int]]:
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
     """A bool (H, W) mask as COCO run lengths that JSON can hold."""
-    packed = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    # OpenCV transposes in blocks, several times faster than a strided copy.
+    columns_first = cv2.transpose(np.ascontiguousarray(mask, dtype=np.uint8)).T
+    packed = coco_mask.encode(columns_first)
     return {"size": [int(v) for v in packed["size"]], "counts": packed["counts"].decode("ascii")}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from fx_d2.phantom.cases import patient_of
 from fx_d2.phantom.findings import FindingSpec
 from fx_d2.phantom.patient import PatientSpec
-from fx_d2.phantom.studio import Lesion, fixed_frame, photograph
+from fx_d2.phantom.studio import Lesion, enlarge_mask, fixed_frame, photograph
 from fx_d2.phantom.truth import box_entry, label_dict, truth_row
 from fx_d2.phantom.writers.base import Entry, Job, Member, Writer
 from fx_d2.phantom.writers.raster_out import quantise, write_mask
@@ -83,7 +83,7 @@ def _write_img(path: Path, pixels: np.ndarray) -> None:
 
 def _as_published(mask: np.ndarray) -> np.ndarray:
     """What a mask of half the side says about the image."""
-    return np.kron(mask[::2, ::2], np.ones((2, 2), bool))
+    return enlarge_mask(mask[::2, ::2], 2)
 
 
 def _measured(lesion: Lesion) -> tuple[int, int, int]:
