@@ -243,10 +243,8 @@ def heart_base(body: Body) -> np.ndarray:
     y0 = right.centre[1] + 0.45 * right.axes[1]
     right_y, left_y = body.dome_y["right"], body.dome_y["left"]
     low = max(right_y, left_y) + body.medial_drop + 1.2
-    return np.array(
-        [(x0, y0), (x0 + 0.6, right_y + 1.2), (-1.0, low), (1.0, low), (x1 - 0.3, left_y + 0.6)]
-        + [(x1, left_y - 0.8), (1.0, y0)]
-    )
+    lower = [(x0 + 0.6, right_y + 1.2), (-1.0, low), (1.0, low), (x1 - 0.3, left_y + 0.6)]
+    return np.array([(x0, y0), *lower, (x1, left_y - 0.8), (1.0, y0)])
 
 
 def heart_width(body: Body) -> float:
@@ -337,7 +335,7 @@ def build_chest(frame: Frame, body: Body) -> Chest:
     for side in SIDES:
         outline = cavity_outline(body, side)
         cavity[side] = fill(frame, [outline])
-        structures[f"{side}_lung"] = cavity[side] & ~silhouette
+        structures[f"{side}_lung"] = cavity[side] & ~silhouette & ~heart_mask
         below = frame.coarse(lambda x, y, s=side: _recess_share(body, s, x, y))
         share = np.maximum(soft_fill(frame, [outline]), below) * np.float32(body.lung_air[side])
         air = np.maximum(air, share)

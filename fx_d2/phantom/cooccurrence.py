@@ -163,6 +163,7 @@ CASE_MIX: dict[str, CaseMix] = {
 }  # fmt: skip
 for _alias, _source in {
     "vindr_local": "vindr_cxr",
+    "vindr_global": "vindr_cxr",
     "chexmask_vindr": "vindr_cxr",
     "cxr_lt": "mimic_cxr",
 }.items():

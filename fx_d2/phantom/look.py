@@ -140,6 +140,7 @@ LOOKS: dict[str, Look] = {
 }  # fmt: skip
 for _alias, _source in {
     "vindr_local": "vindr_cxr",
+    "vindr_global": "vindr_cxr",
     "chexmask_vindr": "vindr_cxr",
     "cxr_lt": "mimic_cxr",
 }.items():
