@@ -101,7 +101,9 @@ def _record(
         elif not row["Mask"]:
             unseen.add(title)
         else:
-            crops.setdefault(title, []).append(_crop(row, size, root, line))
+            crop, found = _crop(row, size, root, line), crops.setdefault(title, [])
+            if crop not in found:  # a row that stands twice says nothing more
+                found.append(crop)
     if not crops:
         raise bad_cell(
             table, f"row {first}", "Class", rows["Class"].iloc[0], list(request.source.seg_classes)

@@ -73,14 +73,14 @@ def _records(request: ReadRequest) -> Iterator[Record]:
     if lungs is None and infection is None:
         find_file(request.root, f"{_LUNGS}/{_LUNGS}/Train", what="the lung part")
     chosen: Found = {}
-    elsewhere: set[tuple[str, str]] = set()
+    in_lungs: set[tuple[str, str]] = set()
     if lungs is not None:
-        chosen = _whole(
-            _index(lungs, request.part, request, infection=False), ("image", "Lungs"), request
-        )
+        own = _index(lungs, request.part, request, infection=False)
+        chosen = _whole(own, ("image", "Lungs"), request)
+        in_lungs |= own.keys()  # also those that lack a mask: left out is left out
         for split in _SPLITS:
             if split != request.part and infection is not None:
-                elsewhere |= _index(lungs, split, request, infection=False).keys()
+                in_lungs |= _index(lungs, split, request, infection=False).keys()
     if infection is not None:
         kinds = ("image", "Lungs", "COVID-19 Infection")
         moved = 0
@@ -91,7 +91,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
                 if key in chosen:
                     moved += split != request.part
                     chosen[key]["COVID-19 Infection"] = files["COVID-19 Infection"]
-                elif key not in elsewhere:
+                elif key not in in_lungs:
                     chosen[key] = files
         request.report.soft(
             f"covid_qu_ex {request.part}: images that the infection part has in another split",

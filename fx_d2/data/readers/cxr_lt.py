@@ -68,7 +68,7 @@ def _faults(frame: pd.DataFrame, path: Path) -> Iterator[tuple[int, str, DataErr
             bad_cell(path, int(i), "path", frame["path"].iloc[i], expected),
         )
     views = frame["ViewPosition"]
-    for i in (~views.str.fullmatch(r"[A-Za-z0-9 .,/_-]{0,32}")).to_numpy().nonzero()[0]:
+    for i in (~views.str.fullmatch(r"(?:[A-Z][A-Z ]{1,31})?")).to_numpy().nonzero()[0]:
         yield (
             int(i),
             "row with a bad view",
