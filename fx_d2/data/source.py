@@ -34,7 +34,7 @@ def carved(name: str, train: float = 0.7, val: float = 0.1) -> dict[str, Part]:
 
 
 def val_from_train(train: str, test: str, share: float = 0.1) -> dict[str, Part]:
-    """Published train and test; ``val`` is a patient-wise share of train, ``trainval`` its whole."""
+    """Published train and test; ``val`` is a patient-wise share of train, ``trainval`` is all."""
     return {
         "train": Part(train, 0.0, 1 - share),
         "val": Part(train, 1 - share, 1.0),
