@@ -13,7 +13,7 @@ from .findings import Hit, check
 from .rows import lost_rows, row_hits
 
 TOLERANCE_PX = 1.0
-MIN_BOXES = 8  # before a convention is doubted
+MIN_BAD = 4  # impossible boxes before a convention is doubted; a few may be slips
 SUSPECT_SHARE = 0.15
 
 
@@ -92,23 +92,23 @@ def convention(exam: Examination) -> Iterator[Hit]:
         xyxy = part.boxes["xyxy"]
         lost = lost_rows(part, "boxes/outside") + lost_rows(part, "boxes/degenerate")
         total = len(xyxy) + lost
-        if total < MIN_BOXES:
+        if total == 0:
             continue
         bad = ~(xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)
         # Clamped to the border by a lenient reader, corners read as widths end exactly there.
         beyond = (xyxy[:, 2:] >= size - 0.5).any(axis=1) & ~bad
         before = (xyxy[:, :2] <= 0.5).any(axis=1) & ~bad
-        bad_share = (int(bad.sum()) + lost) / total
-        surplus = (int(beyond.sum()) - int(before.sum())) / total
-        if bad_share > SUSPECT_SHARE:
+        n_bad = int(bad.sum()) + lost
+        surplus = int(beyond.sum()) - int(before.sum())
+        if n_bad >= MIN_BAD and n_bad > SUSPECT_SHARE * total:
             yield Hit(
                 part.source.key,
-                f"{int(bad.sum()) + lost} of {total} boxes are impossible",
+                f"{n_bad} of {total} boxes are impossible",
                 "hardly any; are x, y, width, height read as corners, or corners as width, height?",
                 part=part.name,
                 count=total,
             )
-        elif surplus > SUSPECT_SHARE:
+        elif surplus >= MIN_BAD and surplus > SUSPECT_SHARE * total:
             yield Hit(
                 part.source.key,
                 f"{int(beyond.sum())} of {total} boxes reach the right or lower border or pass it, "

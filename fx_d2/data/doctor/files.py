@@ -11,7 +11,7 @@ import numpy as np
 
 from .examination import Examination
 from .findings import Hit, check
-from .rows import OTHER, RowReport, route, row_hits
+from .rows import OTHER, RowReport, blamed_text, route, row_hits
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".dcm", ".dicom", ".mha", ".img")
 _MAX_ORPHAN_FOLDER = 4  # DICOM trees hold one to a few files per folder,
@@ -134,12 +134,22 @@ def extra_files(exam: Examination) -> Iterator[Hit]:
         known = {exam.files[f] for source in sources for f in exam.files_of(source.key)}
         if not known:
             continue
+        # An image whose row was left out is reported with its row.
+        parts = [part for source in sources for part in exam.parts_of(source.key)]
+        rows_lost = sum(sum(part.report.skipped.values()) for part in parts)
+        blamed = "\n".join(blamed_text(part) for part in parts)
         for path in sorted(_orphans(exam.root / folder, known)):
+            if Path(path).stem in blamed:
+                continue
+            found = "no row of the index names this file"
+            if rows_lost:
+                found = f"no record uses this file; {rows_lost} rows were left out"
             yield Hit(
                 keys,
-                "no row of the index names this file",
+                found,
                 "every image among the indexed ones to have a row",
                 file=exam.relative(path),
+                severity="info" if rows_lost else None,
             )
 
 
@@ -168,8 +178,12 @@ def _orphans(root: Path, known: set[str]) -> Iterator[str]:
             yield from (path for path in images if path not in known)
             continue
         alone = is_tree and len(images) <= _MAX_ORPHAN_FOLDER and folder.count(os.sep) in depths
-        if alone and len(children.get(os.path.dirname(folder), ())) > 1:
-            yield from images
+        if alone:
+            parent = os.path.dirname(folder)
+            while parent not in children and len(parent) > len(str(root)):
+                parent = os.path.dirname(parent)
+            if len(children[parent]) > 1:
+                yield from images
 
 
 @check(

@@ -21,7 +21,7 @@ _ROUTES = (
     (r"comes twice", "duplicates/image-id"),
     (r"box .*leaves the image", "boxes/outside"),
     (r"box .*has no area", "boxes/degenerate"),
-    (r"run lengths .*leave|mask crop .*leaves", "masks/frame"),
+    (r"run lengths .*leave|crop .*(leaves|at left)", "masks/frame"),
     (r"image without a file|patient without a folder|image .* is not below", "files/missing"),
     (r"without a mask", "masks/unreadable"),
     (r"bad label|label .* is |labels hold", "labels/values"),
@@ -60,6 +60,12 @@ def lost_rows(part: Part, check: str) -> int:
     """How many rows of a part were left out for the reason of ``check``."""
     examples = part.report.examples
     return sum(n for kind, n in part.report.skipped.items() if route(kind, examples[kind]) == check)
+
+
+def blamed_text(part: Part) -> str:
+    """Everything that the errors of left-out rows say, to find the images they are about."""
+    kept = part.report.kept if isinstance(part.report, RowReport) else []
+    return "\n".join(f"{error.row} {error.problem}" for _, error in kept)
 
 
 def row_hits(exam: Examination, check: str) -> Iterator[Hit]:
