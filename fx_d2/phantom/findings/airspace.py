@@ -80,9 +80,9 @@ def _consolidate(
     level = opacity[0] + (opacity[1] - opacity[0]) * severity
     for side in sides_of(spec):
         mask = patch(scene, side, spec.zone, size * scene.body.half_width / 14.0, rng)
-        share = level * feathered(scene, mask, edge_cm) * mottle(scene, rng, patch_cm)
+        share = level * feathered(scene, mask, edge_cm) * mottle(scene, rng, patch_cm, 0.20)
         if bronchogram:
-            share *= 1.0 - 0.5 * _bronchogram(scene, mask, side, rng)
+            share *= 1.0 - 0.34 * _bronchogram(scene, mask, side, rng)
         scene.fill_air(np.clip(share, 0.0, 0.97))
         drawn.append(Drawn(mask, side))
     return drawn
@@ -166,7 +166,7 @@ def draw_edema(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> lis
         reach = 4.2 + 2.4 * severity
 
         field = frame.coarse(_wing(x0, y0 + 1.5, reach)) * scene.lung(side)
-        share = (0.22 + 0.34 * severity) * field * mottle(scene, rng, 0.9)
+        share = (0.22 + 0.34 * severity) * field * mottle(scene, rng, 0.9, 0.22)
         share += 0.07 * scene.lung(side)
         scene.fill_air(np.clip(share, 0.0, 0.92), vessels_too=False)
         _kerley_lines(scene, side, rng, severity)
@@ -230,7 +230,7 @@ def draw_atelectasis(scene: Scene, spec: FindingSpec, rng: np.random.Generator) 
             )
             taper = 0.5 * wide * np.sin(np.linspace(0.2, np.pi - 0.2, len(line)))
             mask = fill(frame, [ribbon(line, taper)]) & lung
-            level = 0.62
+            level = 0.45
         else:
             hx, hy = hilum_of(scene, side)
             sign = side_sign(side)
@@ -240,10 +240,11 @@ def draw_atelectasis(scene: Scene, spec: FindingSpec, rng: np.random.Generator) 
                 [(hx, hy + 1.0), (hx + sign * 0.4 * wide, hy + 4.5), (hx + sign * wide, base + 2.0)]
             )
             outline = np.concatenate([edge, [(hx - sign, base + 2.0), (hx - sign, hy + 1.0)]])
-            mask = fill(frame, [outline]) & lung
+            cavity = scene.chest.cavity[side] if scene.chest is not None else lung
+            mask = fill(frame, [outline]) & cavity  # a collapsed lower lobe hides behind the heart
             level = 0.78
-        share = level * feathered(scene, mask, 0.25) * mottle(scene, rng, 2.5)
-        scene.fill_air(np.clip(blur(share, 0.04 * frame.px_per_cm), 0.0, 0.95))
+        share = level * feathered(scene, mask, 0.25) * mottle(scene, rng, 2.5, 0.2)
+        scene.fill_air(np.clip(blur(share, 0.07 * frame.px_per_cm), 0.0, 0.95))
         drawn.append(Drawn(mask, side))
     return drawn
 
@@ -262,7 +263,7 @@ KINDS = (
                 bilateral=0.92, zones=("lower",)),
     FindingKind("edema", ("lung",), 1, "haze", (8.0, 14.0), draw_edema, shape_edema,
                 bilateral=1.0, zones=("middle",)),
-    FindingKind("atelectasis", ("lung",), 1, "plate or wedge", (4.0, 9.0), draw_atelectasis,
+    FindingKind("atelectasis", ("lung", "heart", "mediastinum"), 1, "plate or wedge", (4.0, 9.0), draw_atelectasis,
                 shape_atelectasis, bilateral=0.2, zones=("lower",)),
     FindingKind("tuberculosis_infiltrate", ("lung",), 1, "nodular", (4.0, 8.0), draw_tb_infiltrate,
                 bilateral=0.3, zones=("upper", "upper", "upper", "middle")),

@@ -233,8 +233,10 @@ def feathered(scene: Scene, mask: np.ndarray, edge_cm: float) -> np.ndarray:
     return np.clip(1.6 * soft - 0.55, 0.05, 1.0) * mask if edge_cm > 0.3 else soft * mask
 
 
-def mottle(scene: Scene, rng: np.random.Generator, scale_cm: float) -> np.ndarray:
+def mottle(
+    scene: Scene, rng: np.random.Generator, scale_cm: float, amount: float = 0.35
+) -> np.ndarray:
     """Patchy modulation around 1, (H, W), never negative."""
     field = 0.7 * noise_field(scene.frame, rng, scale_cm)
     field += 0.45 * noise_field(scene.frame, rng, 0.4 * scale_cm)
-    return np.clip(1.0 + 0.35 * field, 0.1, 1.6)
+    return np.clip(1.0 + amount * field, 0.1, 1.6)

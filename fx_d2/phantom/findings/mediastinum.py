@@ -105,9 +105,9 @@ def draw_hernia(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> li
     floor = 0.5 * (body.dome_y["left"] + body.dome_y["right"])
     centre = (rng.uniform(-0.5, 2.5) + body.mediastinum_shift, floor - 0.55 * radius)
     axes = (1.1 * radius, radius)
-    add_ellipsoid(frame, scene.shadow, centre, axes, 1.5 * radius)
+    add_ellipsoid(frame, scene.shadow, centre, axes, 1.7 * radius)
     gas = frame.zeros()
-    add_ellipsoid(frame, gas, centre, (0.85 * axes[0], 0.85 * axes[1]), 1.3 * radius)
+    add_ellipsoid(frame, gas, centre, (0.88 * axes[0], 0.88 * axes[1]), 2.6 * radius)
     level = frame.coarse(lambda x, y: np.clip((centre[1] - 0.2 - y) / 0.4, 0.0, 1.0))
     scene.shadow -= gas * level
     mask = fill(frame, [ellipse_points(centre, axes)])

@@ -87,7 +87,7 @@ def draw_diffuse_nodules(scene: Scene, spec: FindingSpec, rng: np.random.Generat
             centre = pick_point(scene, lung, None, rng, 0.4)
             size = rng.uniform(0.16, 0.30 + 0.25 * severity)
             Lump.draw(rng, centre, (size, size), 0.1).add(
-                scene.frame, scene.shadow, 3.0 * size, 0.45
+                scene.frame, scene.shadow, 3.8 * size, 0.45
             )
             points.append((centre, size + 0.35))
         discs = [Lump.draw(rng, c, (r, r), 0.0).outline(16) for c, r in points]

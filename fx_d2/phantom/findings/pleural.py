@@ -84,7 +84,7 @@ def draw_pneumothorax(scene: Scene, spec: FindingSpec, rng: np.random.Generator)
         outline = cavity_outline(body, side)
         hilum = np.array(hilum_of(scene, side)) + np.array((side_sign(side) * 0.8, 1.0))
         height = np.clip(outline[:, 1] / body.span, 0.0, 1.0)
-        shrink = np.interp(height, (0.0, 0.35, 0.7, 1.0), (1.0, 0.62, 0.30, 0.18))
+        shrink = np.interp(height, (0.0, 0.35, 0.7, 1.0), (1.0, 0.62, 0.26, 0.06))
         shrink *= 0.10 + 0.46 * severity**1.2
         inner = hilum + (outline - hilum) * (1.0 - shrink[:, None])
         collapsed = fill(frame, [inner])
@@ -179,7 +179,8 @@ def draw_pneumomediastinum(
             stroke(frame, lines, [shifted(path, sign * (0.25 + 0.2 * severity), 0.0)], 0.07, 255)
     cover = soft_fill(frame, outlines)
     mask = fill(frame, outlines)
-    scene.shadow -= np.float32(2.4 + 2.0 * severity) * cover
+    cover = blur(cover, 0.05 * frame.px_per_cm)
+    scene.shadow -= np.float32(1.5 + 1.5 * severity) * cover
     scene.shadow += lines.astype(np.float32) * np.float32(0.9 / 255.0) * ~mask
     return [Drawn(mask, "both")]
 
