@@ -29,6 +29,7 @@ from .run_masks import frame_of, outlines
 
 _COLUMNS = ("SOPInstanceUID", "filename", "EncodedPixels")
 _FOLDERS = ("dataset", "dataset1/dataset", "dataset1", "chest_radiographs")
+_FILENAME = re.compile(r"([A-Za-z0-9-]+)_")
 _UID = re.compile(r"[0-9.]{3,64}")
 
 
@@ -62,11 +63,15 @@ def _records(request: ReadRequest) -> Iterator[Record]:
         try:
             if not _UID.fullmatch(uid):
                 raise DataError(
-                    "not an image's id", file=table, row=line, expected="digits and dots"
+                    "not an image's id",
+                    file=table,
+                    row=line,
+                    expected="digits and dots",
+                    fix="restore this row from the original file",
                 )
             if uid not in files:
                 raise missing_image(uid, file=table, row=line, folder=folder)
-            patients = {row["filename"].split("_")[0] for _, row in found}
+            patients = {_patient(row["filename"]) for _, row in found}
             texts = list(dict.fromkeys(row["EncodedPixels"] for _, row in found))
             if len(patients) > 1:
                 two_patients += 1
@@ -82,7 +87,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
             "file_name": files[uid],
             "image_id": uid,
             "source": request.source.key,
-            "patient_id": patients.pop() or None,
+            "patient_id": patients.pop(),
             "view": None,
             **facts,
         }
@@ -92,6 +97,12 @@ def _records(request: ReadRequest) -> Iterator[Record]:
         ("CANDID-PTX files without a report row", len(set(files) - set(rows))),
     ):
         request.report.soft(what, found=count, expected=0, file=str(table))
+
+
+def _patient(filename: str) -> str | None:
+    """The patient's index, which a file name begins with; None where there is none."""
+    match = _FILENAME.match(filename)
+    return match.group(1) if match else None
 
 
 def _facts(texts: list[str], size: tuple[int, int], table: Path, line: str) -> dict[str, Any]:

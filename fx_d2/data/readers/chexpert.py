@@ -35,6 +35,7 @@ _TABLES = {
 }
 _FOLDERS = {"train": ("train",), "valid": ("valid", "val"), "test": ("test",)}
 _PATH = r"(?P<patient>patient\d+)/(?P<study>study\d+)/(?P<image>view\d+_(?:frontal|lateral))\.jpg$"
+_SEXES = ("Male", "Female", "Unknown", "")
 _VIEWS = ("AP", "PA", "LL", "RL", "")
 
 
@@ -120,11 +121,14 @@ def read(request: ReadRequest) -> Iterator[Record]:
     if "AP/PA" in frame.columns:
         wrong = ~frame["AP/PA"].isin(_VIEWS).to_numpy()
         reject(frame, "AP/PA", wrong, good, expected=list(_VIEWS), **where)
+    if "Sex" in frame.columns:
+        wrong = ~frame["Sex"].isin(_SEXES).to_numpy()
+        reject(frame, "Sex", wrong, good, expected=list(_SEXES), **where)
     ages = np.full(len(frame), np.nan)
     if "Age" in frame.columns:
         ages = pd.to_numeric(frame["Age"], errors="coerce").to_numpy(dtype=float)
-        wrong = np.isnan(ages) & (frame["Age"] != "").to_numpy()
-        reject(frame, "Age", wrong, good, expected="a number of years", **where)
+        wrong = ~((ages >= 0) & (ages <= 150)) & (frame["Age"] != "").to_numpy()
+        reject(frame, "Age", wrong, good, expected="years from 0 to 150", **where)
     views = _views(frame, parts["image"].fillna(""))
     sexes = frame["Sex"].tolist() if "Sex" in frame.columns else [""] * len(frame)
     warn_counts(request, images=len(frame), patients=parts["patient"].nunique())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError
+from ..errors import DataError, ReadReport
 from ..record import Record
 from .base import (
     ReadRequest,
@@ -26,6 +26,7 @@ from .base import (
 _LABELS = {"1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0, "": np.nan}
 _TABLES = {"chexpert": "chexpert", "negbio": "negbio", "radiologist": "test-set-labeled"}
 _HOMES = ("", "2.0.0", "2.1.0", "files/mimic-cxr-jpg/2.0.0", "files/mimic-cxr-jpg/2.1.0")
+_MAX_SIDE_PX = 32_768
 _PATTERNS = {
     "dicom_id": r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}",
     "subject_id": r"1\d{7}",
@@ -57,19 +58,29 @@ def _unique_index(table: Path, column: str, values: pd.Series) -> pd.Index:
     return index
 
 
-def mimic_metadata(root: Path, dicom_ids: pd.Series) -> tuple[list, list]:
-    """View and (height, width) or None of every image, in the order of ``dicom_ids``."""
+def mimic_metadata(
+    root: Path, dicom_ids: pd.Series, report: ReadReport | None = None
+) -> tuple[list, list]:
+    """View and (height, width) or None of every image, in the order of ``dicom_ids``.
+
+    Of a row with a bad cell nothing is used.
+    """
+    report = ReadReport() if report is None else report
     table = mimic_table(root, "metadata")
     columns = ("dicom_id", "ViewPosition", "Rows", "Columns")
     frame = read_table(table, required=columns, usecols=columns)
     rows = _unique_index(table, "dicom_id", frame["dicom_id"]).get_indexer(dicom_ids)
-    sizes = [pd.to_numeric(frame[name], errors="coerce").to_numpy() for name in columns[2:]]
-    for name, values in zip(columns[2:], sizes, strict=True):
-        wrong = np.flatnonzero(~(values > 0) & (frame[name] != "").to_numpy())
-        if wrong.size:
-            row = int(wrong[0])
-            raise bad_cell(table, row, name, frame[name].iloc[row], "a number of pixels")
-    view = frame["ViewPosition"].to_numpy(dtype=object)
+    good = np.ones(len(frame), dtype=bool)
+    sizes = []
+    for name in columns[2:]:
+        values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=float)
+        wrong = ~((values >= 1) & (values <= _MAX_SIDE_PX)) & (frame[name] != "").to_numpy()
+        reject(frame, name, wrong, good, file=table, expected="a number of pixels", report=report)
+        sizes.append(np.where(good, values, np.nan))
+    wrong = ~frame["ViewPosition"].str.fullmatch("[A-Z ]*").to_numpy(dtype=bool)
+    hint = "AP, PA, LATERAL and the like, or blank"
+    reject(frame, "ViewPosition", wrong, good, file=table, expected=hint, report=report)
+    view = np.where(good, frame["ViewPosition"].to_numpy(dtype=object), "")
     views = [None if row < 0 else (view[row] or None) for row in rows]
     shapes = [
         None if row < 0 or not sizes[0][row] > 0 or not sizes[1][row] > 0
@@ -134,7 +145,7 @@ def read(request: ReadRequest) -> Iterator[Record]:
     reject(frame, "dicom_id", repeated, good, file=table, expected=once, report=request.report)
     frame = frame[good & (frame["split"] == request.part).to_numpy()]
     labels, good = _study_labels(request, frame["study_id"], frame["subject_id"])
-    views, shapes = mimic_metadata(request.root, frame["dicom_id"])
+    views, shapes = mimic_metadata(request.root, frame["dicom_id"], request.report)
     warn_counts(
         request,
         images=len(frame),

@@ -33,6 +33,7 @@ from .base import (
 
 _LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _NAME = re.compile(r"(\d{8})_\d{3}\.png")
+_FIX = "restore the file from the original download"
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # the box list abbreviates what the labels spell out
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
 
@@ -64,7 +65,7 @@ def _read_boxes(request: ReadRequest, path: Path) -> dict[str, list[dict]]:
         raise DataError(
             f"cannot be read as a table ({exc})",
             file=path,
-            fix="restore the file from the original download",
+            fix=_FIX,
         ) from exc
     if not rows or [cell.strip() for cell in rows[0][:2]] != ["Image Index", "Finding Label"]:
         raise DataError(
@@ -75,14 +76,20 @@ def _read_boxes(request: ReadRequest, path: Path) -> dict[str, list[dict]]:
             fix="restore the file from the original download",
         )
     found: dict[str, list[dict]] = defaultdict(list)
+    spoilt: set[str] = set()  # one box lost among several would look like a complete set
     for line, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
+        if len(row) < 6 or not _NAME.fullmatch(row[0].strip()):
+            # Without its name nobody knows which image lacks a box: the whole list is in doubt.
+            raise DataError(
+                f"row reads {row}",
+                file=path,
+                row=line,
+                expected="<name>.png,<class>,x,y,w,h",
+                fix=_FIX,
+            )
         try:
-            if len(row) < 6 or not _NAME.fullmatch(row[0].strip()):
-                raise DataError(
-                    f"row reads {row}", file=path, row=line, expected="<name>.png,<class>,x,y,w,h"
-                )
             name = row[1].strip()
             name = _BOX_NAMES.get(name, name)
             if name not in things:
@@ -94,11 +101,12 @@ def _read_boxes(request: ReadRequest, path: Path) -> dict[str, list[dict]]:
             box = fit_box(x, y, x + w, y + h, frame=frame, file=path, row=line)
         except DataError as error:
             request.report.bad("bad box row", error)
+            spoilt.add(row[0].strip())
             continue
         found[row[0].strip()].append(
             {"bbox": box, "bbox_mode": XYXY_ABS, "category_id": things.index(name), "iscrowd": 0}
         )
-    return found
+    return {name: boxes for name, boxes in found.items() if name not in spoilt}
 
 
 def read(request: ReadRequest) -> Iterator[Record]:
@@ -138,7 +146,12 @@ def _record(request, name, line, list_path, table, row_of, columns, vectors, fil
     match, row = _NAME.fullmatch(name), row_of.get(name)
     if match is None or row is None:
         what = "not a name like 00000001_000.png" if match is None else f"not in {table.name}"
-        error = DataError(f"image {name!r} is {what}", file=list_path, row=line)
+        error = DataError(
+            f"image {name[:80]!r} is {what}",
+            file=list_path,
+            row=line,
+            fix=_FIX + " (and its table)",
+        )
         return request.report.bad("listed image without a label row", error)
     vector = vectors[columns["Finding Labels"][row]]
     if vector is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..errors import DataError
 from ..record import XYXY_ABS, Record
@@ -74,8 +75,6 @@ def _origins(home: Path) -> dict[str, tuple[str, str | None]]:
 
 def _row(row: dict, index: int, table: Path) -> list[float] | None:
     """The box of a row, None for a row without nodule."""
-    if not _NAME.fullmatch(row["img_name"]):
-        raise bad_cell(table, index, "img_name", row["img_name"], "a name like n0001.mha")
     line = line_of(index)
     label, x, y, w, h = (
         number(row[name], file=table, row=line, column=name)
@@ -105,11 +104,24 @@ def _records(request: ReadRequest) -> Iterator[Record]:
     home = _home(request)
     table = home / "metadata.csv"
     frame = read_table(table, required=_COLUMNS, usecols=_COLUMNS)
+    negative = frame[pd.to_numeric(frame["label"], errors="coerce") == 0]
+    zeros = (negative[["x", "y", "width", "height"]].isin(("0", "0.0"))).all(axis=1)
+    if len(negative) > 1 and 2 * int(zeros.sum()) < len(negative):
+        raise DataError(
+            "most rows with label 0 have a box: the columns do not fit their names",
+            file=table,
+            row=line_of(int(negative.index[~zeros][0])),
+            expected="zeros in x, y, width and height where label is 0",
+            fix="restore the file from the original download",
+        )
     boxes: dict[str, list[list[float]]] = {}
     lines: dict[str, int] = {}
     spoilt: set[str] = set()
     for index, row in enumerate(frame.to_dict("records")):
         name = row["img_name"]
+        if not _NAME.fullmatch(name):
+            # Without its name nobody knows which image lacks a box: the whole table is in doubt.
+            raise bad_cell(table, index, "img_name", name, "a name like n0001.mha")
         try:
             box = _row(row, index, table)
         except DataError as error:
@@ -117,7 +129,9 @@ def _records(request: ReadRequest) -> Iterator[Record]:
             spoilt.add(name)
             continue
         lines.setdefault(name, line_of(index))
-        boxes.setdefault(name, []).extend([] if box is None else [box])
+        known = boxes.setdefault(name, [])
+        if box is not None and box not in known:  # a row may stand twice
+            known.append(box)
     files = {f"{stem}.mha": path for stem, path in files_in(home / "images", (".mha",)).items()}
     origins = _origins(home)
     for name, found in boxes.items():

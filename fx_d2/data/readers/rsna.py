@@ -6,6 +6,7 @@ joined.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from .base import (
     read_table,
 )
 
+_IMAGE_ID = re.compile(r"[0-9a-f]+(-[0-9a-f]+)+")
 _BOX_COLUMNS = ("patientId", "x", "y", "width", "height", "Target")
 _CLASS_COLUMNS = ("patientId", "class")
 
@@ -83,6 +85,9 @@ def _records(request: ReadRequest) -> Iterator[Record]:
     size = request.source.image_size
     for index, row in enumerate(frame.to_dict("records")):
         name = row["patientId"]
+        if not _IMAGE_ID.fullmatch(name):
+            # Without its name nobody knows which image lacks a box: the whole table is in doubt.
+            raise bad_cell(table, index, "patientId", name, "an id like 0004cfab-14fd-4e49-80ba")
         lines.setdefault(name, line_of(index))
         try:
             box = _box(row, index, table, size)
@@ -90,7 +95,9 @@ def _records(request: ReadRequest) -> Iterator[Record]:
             request.report.bad("bad box row", error)
             spoilt.add(name)
             continue
-        boxes.setdefault(name, []).extend([] if box is None else [box])
+        known = boxes.setdefault(name, [])
+        if box is not None and box not in known:  # a row may stand twice
+            known.append(box)
     files = files_in(folder, (".dcm",))
     n_classes, odd = len(request.source.cls_classes), 0
     for name, found in boxes.items():
@@ -105,6 +112,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
                     file=table,
                     row=lines[name],
                     expected="a row in stage_2_detailed_class_info.csv",
+                    fix="restore both tables from the original download",
                 )
         except DataError as error:
             request.report.bad("image without file or class", error)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..record import Record
-from .base import ReadRequest, counted, find_file, index_by_stem
+from .base import ReadRequest, counted, files_in, find_file
 
 _NAME = re.compile(r"CHNCXR_\d{4}_([01])")
 _READING = re.compile(
@@ -32,8 +32,9 @@ def _records(request: ReadRequest) -> Iterator[Record]:
     masks: dict[str, str] = {}
     for name in _MASK_FOLDERS:
         for base in (home, request.root):
-            masks = masks or index_by_stem(base / name, (".png",))
-    found = index_by_stem(folder, (".png",))
+            if not masks and (base / name).is_dir():
+                masks = files_in(base / name, (".png",))
+    found = files_in(folder, (".png",))
     if not found:
         raise DataError(
             "no PNG file",

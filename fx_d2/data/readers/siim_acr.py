@@ -6,6 +6,7 @@ row and some rows no file; both are left out and counted.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from .base import ReadRequest, bad_cell, counted, find_file, index_by_stem, line
 from .run_masks import frame_of, outlines
 
 _TABLES = ("stage_2_train.csv", "train-rle.csv", "stage_1_train.csv")
+_IMAGE_ID = re.compile(r"\d+(\.\d+)+|ID_[0-9a-f]+")
 _HOMES = ("", "siim", "pneumothorax", "siim-acr-pneumothorax-segmentation")
 
 
@@ -36,6 +38,10 @@ def _records(request: ReadRequest) -> Iterator[Record]:
     for index, (name, runs) in enumerate(
         zip(frame["ImageId"], frame["EncodedPixels"], strict=True)
     ):
+        if not _IMAGE_ID.fullmatch(name):
+            # Without its name nobody knows which image lacks an outline: the table is in doubt.
+            expected = "an id like 1.2.276.0.72, or ID_0123abcd"
+            raise bad_cell(table, index, "ImageId", name, expected)
         rows[name].append((index, runs))
     files = index_by_stem(request.root, (".dcm",))
     frame_size = frame_of(request.source.image_size, request.source.key)
@@ -48,10 +54,10 @@ def _records(request: ReadRequest) -> Iterator[Record]:
         index, first = found[0]
         line = f"row {line_of(index)} (ImageId {name})"
         try:
-            texts = [runs for _, runs in found]
+            texts = list(dict.fromkeys(runs for _, runs in found))  # a row may stand twice
             if "-1" in texts and len(texts) > 1:
                 raise bad_cell(table, line, "EncodedPixels", texts, "either -1 or run lengths")
-            if "" in texts or not name:
+            if "" in texts:
                 raise bad_cell(table, line, "EncodedPixels", first, "-1 or run lengths")
             texts = [] if texts == ["-1"] else texts
             facts = outlines(texts, frame_size, file=table, row=line)

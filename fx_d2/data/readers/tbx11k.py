@@ -105,14 +105,20 @@ def _from_json(request: ReadRequest, home: Path) -> Iterator[Record]:
         categories[_key(entry, "id", path)] = _CATEGORIES.get(str(entry.get("name")))
     boxes: dict[Any, list[dict]] = defaultdict(list)
     images = {_key(entry, "id", path): entry for entry in _entries(body, "images", path)}
+    spoilt: set[int | str] = set()
     for entry in _entries(body, "annotations", path):
+        # An annotation of no known image stops everything: nobody knows which image lacks a box.
+        image = _image_of(entry, images, path)
         try:
-            box = _coco_box(entry, images, categories, path)
+            box = _coco_box(entry, image, categories, path)
             boxes[entry["image_id"]].append(box)
         except DataError as error:
             request.report.bad("bad annotation", error)
+            spoilt.add(entry["image_id"])
     for image_key, entry in images.items():
-        row = f"image {entry.get('file_name')!r}"
+        if image_key in spoilt:
+            continue
+        row = f"image {str(entry.get('file_name'))[:80]!r}"
         try:
             name = relative_name(entry.get("file_name"), file=path, row=row)
             size = _size(entry, path, row)
@@ -140,14 +146,19 @@ def _size(entry: dict, path: Path, row: str) -> tuple[int, int]:
     return size  # type: ignore[return-value]
 
 
-def _coco_box(entry: dict, images: dict, categories: dict, path: Path) -> dict[str, Any]:
-    row = f"annotation {entry.get('id')!r}"
+def _image_of(entry: dict, images: dict, path: Path) -> dict:
+    row = f"annotation {str(entry.get('id'))[:40]}"
     image = images.get(_key(entry, "image_id", path))
     if image is None:
         raise DataError(
             f"image_id {entry.get('image_id')!r}", file=path, row=row, expected="an id of 'images'",
             fix=_FIX,
         )  # fmt: skip
+    return image
+
+
+def _coco_box(entry: dict, image: dict, categories: dict, path: Path) -> dict[str, Any]:
+    row = f"annotation {str(entry.get('id'))[:40]}"
     category = categories.get(_key(entry, "category_id", path))
     if category is None:
         raise DataError(
@@ -172,7 +183,9 @@ def _from_csv(request: ReadRequest, home: Path) -> Iterator[Record]:
     frame = read_table(path, required=_SIMPLE_COLUMNS)
     part = {"TBX11K_train": "train", "TBX11K_val": "val"}.get(request.part)
     if part is None:
-        raise DataError(f"no part {request.part!r}", file=path, expected="TBX11K_train or _val")
+        raise DataError(
+            f"no part {request.part!r}", file=path, expected="TBX11K_train or _val", fix=_FIX
+        )
     files = index_by_stem(home / "images", (".png",), full_name=True)
     boxes: dict[str, list[dict]] = defaultdict(list)
     facts: dict[str, tuple[str, tuple[int, int]]] = {}

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..box_fusion import weighted_boxes_fusion
-from ..errors import DataError
+from ..errors import DataError, ReadReport
 from ..record import XYXY_ABS, Record
 from ..vocabulary import VINDR_BOXES_14, VINDR_GLOBAL_6, VINDR_LOCAL_22
 from .base import (
@@ -133,29 +133,32 @@ def _read_labels(request: ReadRequest, path: Path, images: dict[str, _Image]) ->
             fix="restore the file from the original download",
         )
     cells, good = checked_labels(frame, wanted, file=table, allowed=_CELLS, report=request.report)
-    _reject_ids(request, frame, table, good)
-    votes: dict[str, list[np.ndarray]] = {}
-    readers: dict[str, list[str]] = {}
+    _reject_ids(ReadReport(), frame, table, good)  # raises: whose vote it is, nobody knows
+    votes: dict[str, dict[str, np.ndarray]] = {}
+    spoilt = set(frame["image_id"][~good])  # two of three votes would be another label
     for row in np.flatnonzero(good):
-        image_id = frame["image_id"].iat[row]
+        image_id, reader = frame["image_id"].iat[row], frame["rad_id"].iat[row] if train else ""
         images.setdefault(image_id, _Image(line_of(int(row))))
-        votes.setdefault(image_id, []).append(cells[row])
-        readers.setdefault(image_id, []).append(frame["rad_id"].iat[row] if train else "")
-    for image_id in set(frame["image_id"][~good]) & set(votes):
-        del votes[image_id], images[image_id]  # two of three votes would be another label
+        earlier = votes.setdefault(image_id, {}).setdefault(reader, cells[row])
+        if not np.array_equal(earlier, cells[row]):
+            expected = "the labels of this reader's earlier row of this image"
+            error = bad_cell(table, int(row), "image_id", image_id, expected)
+            request.report.bad("row that contradicts an earlier one", error)
+            spoilt.add(image_id)
+    for image_id in spoilt & set(images):
+        del votes[image_id], images[image_id]
     need, usual = (request.option("min_readers", 1), 3) if train else (1, 1)
-    odd = 0
     for image_id, rows in votes.items():
-        odd += len(set(readers[image_id])) != usual or len(rows) != usual
-        images[image_id].labels = (np.sum(rows, axis=0) >= need).astype(np.float32)
+        images[image_id].labels = (np.sum(list(rows.values()), axis=0) >= need).astype(np.float32)
+    odd = sum(len(rows) != usual for rows in votes.values())
     what = "VinDr-CXR images without the usual number of readers (three in train, one row in test)"
     request.report.soft(what, found=odd, expected=0, file=str(table))
 
 
-def _reject_ids(request: ReadRequest, frame: pd.DataFrame, table: Path, good: np.ndarray) -> None:
+def _reject_ids(report: ReadReport, frame: pd.DataFrame, table: Path, good: np.ndarray) -> None:
     wrong = ~frame["image_id"].str.fullmatch("[0-9a-f]{32}").to_numpy(dtype=bool)
     hint = "32 hexadecimal digits"
-    reject(frame, "image_id", wrong, good, file=table, expected=hint, report=request.report)
+    reject(frame, "image_id", wrong, good, file=table, expected=hint, report=report)
 
 
 def _read_boxes(
@@ -167,7 +170,8 @@ def _read_boxes(
     table = find_file(path.parent, path.name, what="the table of boxes")
     frame = read_table(table, required=required)
     good = np.ones(len(frame), dtype=bool)
-    _reject_ids(request, frame, table, good)
+    # Without its image nobody knows where a box is lacking: a bad id puts the whole table in doubt.
+    _reject_ids(ReadReport(), frame, table, good)
     wrong = ~frame["class_name"].isin((*known, _NO_FINDING)).to_numpy()
     report, expected = request.report, [*known, _NO_FINDING]
     reject(frame, "class_name", wrong, good, file=table, expected=expected, report=report)
@@ -194,8 +198,9 @@ def _read_boxes(
             report.bad("bad box row", error)
             spoilt.add(image_id)
             continue
-        if box is not None:
-            image.boxes.setdefault(name, {}).setdefault(reader, []).append(box)
+        drawn = image.boxes.setdefault(name, {}).setdefault(reader, [])
+        if box is not None and box not in drawn:  # a row may stand twice
+            drawn.append(box)
     for image_id in spoilt & set(images):
         del images[image_id]
 

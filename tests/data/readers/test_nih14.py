@@ -105,8 +105,11 @@ def test_bad_boxes_are_named_or_counted(tree, read, box, message):
     with pytest.raises(DataError, match=message):
         read("nih14", "test", root)
     report = ReadReport(on_error="skip", published_counts=False)
-    records = read("nih14", "test", root, report=report)
-    assert [len(r.get("annotations", ())) for r in records] == [0, 1]
+    if "reads" in message:  # whose box it was is not known, so no image's boxes can be trusted
+        with pytest.raises(DataError, match=message):
+            read("nih14", "test", root, report=report)
+        return
+    assert all("annotations" not in r for r in read("nih14", "test", root, report=report))
     assert report.skipped == {"bad box row": 1}
 
 

@@ -79,10 +79,25 @@ def test_bad_rows_are_named_or_counted(tree, read, old, new, message):
     root = tree(files(ROWS.replace(old, new, 1)))
     with pytest.raises(DataError, match=message):
         read("node21", "all", root)
-    if "row 1:" not in message:
-        report = ReadReport(on_error="skip", published_counts=False)
+    report = ReadReport(on_error="skip", published_counts=False)
+    if "img_name" in message or "no column" in message:  # no image's boxes can be trusted
+        with pytest.raises(DataError, match=message):
+            read("node21", "all", root, report=report)
+    else:
         read("node21", "all", root, report=report)
         assert sum(report.skipped.values()) == 1
+
+
+def test_columns_under_wrong_names_are_refused_even_when_skipping(tree, read):
+    rows = ROWS.replace(",height,", "height,,", 1) + "3,0,c0002.mha,0,0,0,0\n"
+    report = ReadReport(on_error="skip", published_counts=False)
+    with pytest.raises(DataError, match="row 4: most rows with label 0 have a box"):
+        read("node21", "all", tree(files(rows)), report=report)
+
+
+def test_a_row_that_stands_twice_is_one_box(tree, read):
+    root = tree(files(ROWS + "3,20,n0001.mha,1,30,10,11\n"))
+    assert len(read("node21", "all", root)[0]["annotations"]) == 2
 
 
 def test_files_without_a_row_are_noted(tree, read):

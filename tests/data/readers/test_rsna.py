@@ -49,7 +49,8 @@ def test_repeated_rows_become_one_image(tree, read):
         (f"{B},,,,,0", f"{B},1,2,3,4,0", "row 4: column 'x' holds '1'.*blank"),
         (f"{B},,,,,0", f"{B},,,,,1", "row 4: column 'x' holds ''"),
         (f"{B},,,,,0", f"{B},,,,", "row 4: 5 cells"),
-        (f"{B},,", "bbbb,,", r"row 4: image 'bbbb\.dcm' is not below"),
+        (f"{B},,", "bbbb,,", "row 4: column 'patientId' holds 'bbbb'"),
+        (f"{B},,", "bbbb-1,,", r"row 4: image 'bbbb-1\.dcm' is not below"),
         ("Target", "target", r"row 1: no column 'Target' \(is it 'target'"),
     ],
 )
