@@ -146,7 +146,8 @@ def index_by_stem(
 def files_in(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
     """The files directly in ``folder`` with one of ``suffixes``, by stem, in order of name.
 
-    Hidden files (macOS ``._*``) are passed over; of several files with one stem, the suffix named first wins.
+    Hidden files (macOS ``._*``) are passed over; of several files with one stem, the suffix named
+    first wins.
     """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
@@ -200,6 +201,9 @@ def missing_image(name: str, *, file: Path, row: int | str, folder: Path) -> Dat
     )
 
 
+_MAX_SIDE_PX = 32_768  # no radiograph is larger; a number beyond is no coordinate
+
+
 def fit_box(
     x0: float,
     y0: float,
@@ -215,7 +219,7 @@ def fit_box(
     Annotation tools round; more than that, or a box without area, is another convention or another
     image.
     """
-    wide, high = (np.inf, np.inf) if frame is None else (frame[1], frame[0])
+    wide, high = (_MAX_SIDE_PX, _MAX_SIDE_PX) if frame is None else (frame[1], frame[0])
     box = [max(x0, 0.0), max(y0, 0.0), min(x1, wide), min(y1, high)]
     outside = max(-x0, -y0, x1 - wide, y1 - high)
     if outside > 1 or not (box[2] > box[0] and box[3] > box[1]):
@@ -225,7 +229,7 @@ def fit_box(
             file=file,
             row=row,
             expected="x1 > x0, y1 > y0"
-            + ("" if frame is None else f", within {frame[1]} x {frame[0]} (width x height)"),
+            + f", within {wide} x {high} (width x height)",
             fix="check the box convention and that table and images are of one release",
         )
     return box
