@@ -261,30 +261,32 @@ def same(a, b):
     return a == b
 
 
-def claims_more(record, true):
-    """Whether a record says anything that the undamaged world's does not.
+def claims(record, true):
+    """What a record says that the undamaged world's does not, by key.
 
     What is lost may be absent: no boxes annotated, no mask of a class, a label or a view unknown.
     A box fewer among others, or another label, is a claim.
     """
+    found = []
     for name, value in record.items():
-        if name == "age":
-            continue  # the published tables hold ages up to 414: nothing absurd can be told
         if name == "labels":
             known = ~np.isnan(value)
-            if "labels" not in true or not same(value[known], true["labels"][known]):
-                return True
+            differs = "labels" not in true or not same(value[known], true["labels"][known])
         elif name == "masks":
-            if not all(same(v, true.get("masks", {}).get(k)) for k, v in value.items()):
-                return True
-        elif value is not None and not same(value, true.get(name)):
-            return True
-    return False
+            differs = not all(same(v, true.get("masks", {}).get(k)) for k, v in value.items())
+        elif name == "age":
+            differs = False  # published tables hold ages up to 414: nothing absurd can be told
+        else:
+            differs = value is not None and not same(value, true.get(name))
+        if differs:
+            found.append(name)
+    return found
 
 
 def altered(records, truth):
-    """Ids whose record claims what the undamaged world's does not."""
-    return [key for key, r in records.items() if key not in truth or claims_more(r, truth[key])]
+    """``id: keys`` of the records that claim what the undamaged world's do not."""
+    found = {key: claims(r, truth[key]) if key in truth else ["new"] for key, r in records.items()}
+    return [f"{'/'.join(key)}: {names}" for key, names in found.items() if names]
 
 
 def fault_of(error, world):
@@ -299,7 +301,7 @@ def fault_of(error, world):
 
 def judge(key, world, truth, outcomes, *, undetectable=0):
     """Read with both policies, count the outcome, and say what is wrong with it."""
-    failed, faults = None, []
+    faults = []
     try:
         records, _ = read_all(key, world, "raise")
     except DataError as error:
@@ -314,10 +316,11 @@ def judge(key, world, truth, outcomes, *, undetectable=0):
         if len(wrong) > undetectable:
             faults.append(f"silently altered {wrong[:3]}")
         outcomes["unharmed" if len(records) == len(truth) and not wrong else "fewer records"] += 1
+        return [fault for fault in faults if fault]  # nothing to skip
     try:
         records, report = read_all(key, world, "skip")
     except DataError as error:
-        faults.append(fault_of(error, world) if failed else f"only when skipping: {error}")
+        faults.append(fault_of(error, world))
         outcomes["skip: error of the whole file"] += 1
     except Exception as error:
         return [*faults, f"when skipping: {type(error).__name__}: {error}"]
@@ -325,15 +328,22 @@ def judge(key, world, truth, outcomes, *, undetectable=0):
         wrong = altered(records, truth)
         if len(wrong) > undetectable:
             faults.append(f"when skipping: silently altered {wrong[:3]}")
-        if failed and not report.skipped:
+        if not report.skipped:
             faults.append(f"when skipping: nothing was counted of: {failed}")
-        outcomes["skip: the rest is read"] += failed is not None
+        outcomes["skip: the rest is read"] += 1
     return [fault for fault in faults if fault]
 
 
-def leeway(name):
+# Damage that no reader can tell from other data, by source and damage: records that may differ.
+UNTELLABLE = {
+    ("chexmask_vindr", "cell ''"): 1,  # landmarks stand in for run lengths that are blank
+    ("node21", "with_swapped_header"): 9,  # the unnamed first column holds numbers as x and y do
+}
+
+
+def leeway(key, name):
     """Records that may differ: the last one of a file cut within its last number, or nothing."""
-    return 1 if name == "truncated" else 0
+    return UNTELLABLE.get((key, name), int(name == "truncated"))
 
 
 @pytest.mark.parametrize("key", INDEX)
@@ -346,7 +356,7 @@ def test_damaged_index_files(key, world, outcomes):
         for i, (name, change) in enumerate(damages(path)):
             rng = random.Random(f"{key} {path.name} {name} {i}")
             with damaged(path, lambda data, change=change, rng=rng: change(data, rng)):
-                found = judge(key, world, truth, outcomes, undetectable=leeway(name))
+                found = judge(key, world, truth, outcomes, undetectable=leeway(key, name))
             faults += [f"{path.name}, {name} #{i}: {fault}" for fault in found]
         faults += replaced_by_folder(key, path, world, truth, outcomes)
     assert not faults, "\n".join(faults)
@@ -376,7 +386,7 @@ def test_damaged_folders(key, world, outcomes):
     for name in FOLDERS[key]:
         folder = world / name
         files = sorted(folder.iterdir())
-        aside = folder.with_name("aside")
+        aside = world.parent / "aside"
         folder.rename(aside)
         for what in ("missing", "file", "empty", "fewer", "renamed", "hidden", "subfolder"):
             shutil.copytree(aside, folder)
