@@ -335,14 +335,36 @@ def test_padding_is_black_whatever_the_polarity(tmp_path, photometric):
     assert loaded.facts.padded == pytest.approx(padding.mean())
 
 
-def test_more_bits_than_declared_widen_the_depth(tmp_path):
+@pytest.mark.parametrize(
+    "syntax",
+    [ExplicitVRLittleEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless],
+    ids=lambda uid: uid.keyword,
+)
+def test_more_bits_than_declared_widen_the_depth(tmp_path, syntax):
     stored = ramp(14)
-    ds = make_dataset(stored, bits=12)
-    ds.compress(RLELossless, generate_instance_uid=False)
+    ds = make_dataset(stored, bits=14)
+    if syntax.is_encapsulated:
+        ds.compress(syntax, generate_instance_uid=False)
+    ds.BitsStored, ds.HighBit = 12, 11
     loaded = read_image(save(ds, tmp_path / "a.dcm"))
-    assert loaded.pixels.max() <= loaded.facts.max_value
-    assert loaded.facts.bits == 14 or loaded.pixels.max() == 4095
-    assert len(np.unique(loaded.pixels)) > 1000
+    np.testing.assert_array_equal(loaded.pixels, stored)
+    assert (loaded.facts.bits, loaded.facts.max_value) == (14, 16383)
+    assert any("BitsStored says 12" in note for note in loaded.facts.notes)
+
+
+def test_an_overlay_in_the_unused_bits_is_no_pixel_value(tmp_path):
+    stored = ramp(12)
+    ds = make_dataset(stored | np.uint16(0x4000), bits=12)
+    ds.add_new(0x60000102, "US", 14)
+    loaded = read_image(save(ds, tmp_path / "a.dcm"))
+    np.testing.assert_array_equal(loaded.pixels, stored)
+    assert loaded.facts.bits == 12
+
+
+def test_signed_values_without_their_sign_in_the_unused_bits(tmp_path):
+    stored = np.linspace(-2048, 2047, HEIGHT * WIDTH).round().reshape(HEIGHT, WIDTH)
+    ds = make_dataset((stored.astype(np.int16) & 0x0FFF).astype(np.int16), bits=12)
+    np.testing.assert_array_equal(read_image(save(ds, tmp_path / "a.dcm")).pixels, stored + 2048)
 
 
 def test_what_is_left_out_in_practice(tmp_path):

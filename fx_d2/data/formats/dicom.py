@@ -310,5 +310,24 @@ def _decode_pixels(
     with refusing(
         file.path, f"decoding {syntax.name}", fix=f"download it again; decoders come with {_EXTRA}"
     ):
-        array, _ = decoder.as_array(dataset, index=0, decoding_plugin=plugin)
-    return np.asarray(array)
+        array, _ = decoder.as_array(
+            dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False
+        )
+    return _without_unused_bits(np.asarray(array), dataset)
+
+
+def _without_unused_bits(stored: npt.NDArray, dataset: Any) -> npt.NDArray:
+    """Clear what does not belong to the pixel in the bits above BitsStored.
+
+    Old files keep an overlay there, and say so. Without one, bits that are set mean that BitsStored
+    is wrong, and cutting them off would fold bright values onto dark ones.
+    """
+    shift = stored.dtype.itemsize * 8 - int(dataset.BitsStored)
+    overlay = any(
+        dataset.get((group, 0x0102)) is not None and dataset[group, 0x0102].value != 0
+        for group in range(0x6000, 0x6020, 2)
+    )
+    if shift <= 0 or stored.ndim != 2 or not (overlay or stored.dtype.kind == "i"):
+        return stored
+    # Up and down again: extends the sign of signed values, clears the rest.
+    return np.right_shift(np.left_shift(stored, shift), shift)
