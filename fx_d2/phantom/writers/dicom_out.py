@@ -129,6 +129,6 @@ def _set_pixels(dataset: FileDataset, form: DicomForm, stored: np.ndarray) -> No
                 JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False
             )
         except (RuntimeError, ValueError) as exc:
-            raise RuntimeError(
+            raise ImportError(
                 "JPEG 2000 files of the phantom need pylibjpeg-openjpeg: pip install 'fx_d2[dicom]'"
             ) from exc
