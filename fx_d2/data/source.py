@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 TASKS = ("cls", "loc", "seg")
 CLS_KINDS = ("multilabel", "multiclass", "binary")
@@ -52,7 +53,7 @@ class Source:
         title: name for people.
         folder: the folder it was downloaded as, under ``$DETECTRON2_DATASETS``.
         reader: module under ``fx_d2.data.readers`` (or a dotted path elsewhere) whose
-            ``read(request)`` yields records.
+            ``read(request)`` yields records; or such a function itself.
         splits: split name -> :class:`Part`; registered as ``<key>_<split>``.
         tasks: the tasks this source has heads for by default.
         extra_tasks: annotated on disk too, used when asked for (NIH's boxes exist for test images
@@ -80,7 +81,7 @@ class Source:
     key: str
     title: str
     folder: str
-    reader: str
+    reader: str | Callable[..., Any]
     splits: Mapping[str, Part]
     tasks: tuple[str, ...]
     licence: str

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from fx_d2.data.catalog import reader_of
+from fx_d2.data.source import Part, Source, carved, official, val_from_train
+from fx_d2.data.sources import SOURCES, add_source, get_source, pretraining_sources
+
+
+def a_source(**change):
+    fields = {
+        "key": "mine", "title": "Mine", "folder": "mine", "reader": "tbx11k",
+        "splits": official(train="train"), "tasks": ("cls",), "cls_classes": ("A", "B"),
+        "licence": "own", "homepage": "none", "citation": "none", "access": "own",
+    }  # fmt: skip
+    return Source(**(fields | change))
+
+
+def test_paper_order_of_the_pretraining_sources():
+    assert [s.key for s in pretraining_sources()] == [
+        "chexpert", "nih14", "vindr_cxr", "shenzhen", "mimic_cxr", "tbx11k", "node21",
+        "candid_ptx", "rsna", "chestx_det", "siim_acr",
+    ]  # fmt: skip
+
+
+def test_heads_of_the_paper():
+    """11 classification, 6 localisation and 3 segmentation heads with their widths."""
+    rows = pretraining_sources()
+    widths = {s.key: len(s.cls_classes) for s in rows if "cls" in s.tasks}
+    assert list(widths.values()) == [14, 14, 6, 1, 14, 1, 1, 1, 3, 13, 1]
+    assert [s.key for s in rows if "loc" in s.tasks] == [
+        "tbx11k", "node21", "candid_ptx", "rsna", "chestx_det", "siim_acr"
+    ]  # fmt: skip
+    assert [s.key for s in rows if "seg" in s.tasks] == ["candid_ptx", "chestx_det", "siim_acr"]
+
+
+def test_every_other_source_of_the_project_is_there():
+    expected = {
+        "vindr_local", "vindr_global", "chexmask_vindr", "vindr_ribcxr", "montgomery", "jsrt",
+        "covid_radiography", "covid_qu_ex", "cxr_lt", "mura", "covid19_seg",
+    }  # fmt: skip
+    assert expected <= set(SOURCES)
+
+
+@pytest.mark.parametrize("key", SOURCES)
+def test_each_row_is_complete(key):
+    source = SOURCES[key]
+    assert source.key == key and key.isidentifier()
+    for name in ("title", "folder", "licence", "homepage", "citation", "access"):
+        assert getattr(source, name).strip()
+    assert source.tasks and source.expected and "train" in source.splits
+    assert callable(reader_of(source))
+    parts = {part.name for part in source.splits.values()}
+    for figure, value in source.expected.items():
+        assert figure.split("/")[0] in parts, "a figure of a part no split uses is never compared"
+        assert value > 0
+    for other in source.overlaps:
+        assert other in SOURCES and other != key
+    for subset in source.cls_subsets.values():
+        assert set(subset) <= set(source.cls_classes)
+
+
+@pytest.mark.parametrize("key", SOURCES)
+def test_splits_of_a_part_do_not_overlap(key):
+    """Train, val and test of a row share no patient: their shares of a part are disjoint."""
+    by_part: dict[str, list[Part]] = {}
+    for split, part in SOURCES[key].splits.items():
+        if split not in ("all", "trainval"):
+            by_part.setdefault(part.name, []).append(part)
+    for shares in by_part.values():
+        shares.sort(key=lambda part: part.low)
+        assert all(a.high <= b.low for a, b in zip(shares, shares[1:], strict=False))
+
+
+def test_official_val_of_tbx11k_is_what_the_paper_tests_on():
+    assert get_source("tbx11k").splits["test"] == Part("TBX11K_val")
+
+
+def test_shares():
+    assert carved("all")["train"] == Part("all", 0.0, 0.7)
+    assert carved("all")["val"].high == carved("all")["test"].low
+    assert val_from_train("a", "b", share=0.25)["val"] == Part("a", 0.75, 1.0)
+    assert val_from_train("a", "b")["trainval"] == Part("a")
+
+
+def test_an_unknown_key_is_answered_with_the_nearest():
+    with pytest.raises(KeyError, match="Did you mean 'chexpert'"):
+        get_source("chexprt")
+    with pytest.raises(KeyError, match="Known: chexpert, nih14"):
+        get_source("zzz")
+
+
+def test_a_key_can_be_taken_once():
+    with pytest.raises(ValueError, match="exists already"):
+        add_source(a_source(key="rsna"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ("cls", "detect")}, "'detect' is not one of"),
+        ({"tasks": ("loc",)}, "task 'loc' has no classes"),
+        ({"extra_tasks": ("seg",)}, "task 'seg' has no classes"),
+        ({"cls_kind": "softmax"}, "cls_kind 'softmax'"),
+        ({"cls_classes": ("A", "A")}, "stands twice"),
+    ],
+)
+def test_a_row_that_cannot_work_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        a_source(**change)
+
+
+def test_tasks_and_classes_of_a_row():
+    source = replace(a_source(), extra_tasks=("seg",), seg_classes=("Lung",))
+    assert source.all_tasks() == ("cls", "seg")
+    assert source.classes("seg") == ("Lung",) and source.classes("cls") == ("A", "B")
+
+
+def test_the_table_needs_no_torch():
+    """A process that only wants the rows does not wait for torch (run without the package root)."""
+    code = (
+        "import sys, types, pathlib; root = pathlib.Path(sys.argv[1]);"
+        "package = types.ModuleType('fx_d2'); package.__path__ = [str(root / 'fx_d2')];"
+        "sys.modules['fx_d2'] = package;"
+        "import fx_d2.data.sources, fx_d2.data.splits;"
+        "assert not {'torch', 'detectron2', 'pandas', 'cv2'} & set(sys.modules)"
+    )
+    import fx_d2
+
+    root = str(__import__("pathlib").Path(fx_d2.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code, root], check=True)
