@@ -180,7 +180,7 @@ def mediastinum_outline(body: Body) -> np.ndarray:
     right = [(-6.0, 1.10), (-1.0, 1.04), (2.5, 1.05), (5.5, 1.10), (8.5, 1.2), (11.0, 1.12)]
     right += [(14.0, 1.12), (low, 1.05)]
     left = [(-6.0, 1.12), (-1.0, 1.02), (2.5, 1.02), (4.6, 1.10), (knob_y, 1.12 + 0.2 * knob)]
-    left += [(8.6, 1.05), (10.2, 1.25 * (0.6 + 0.4 * body.pulmonary_artery)), (13.0, 1.2)]
+    left += [(8.6, 0.98), (10.2, 1.25 * (0.6 + 0.4 * body.pulmonary_artery)), (13.0, 1.2)]
     left += [(low, 1.02)]
     y = np.linspace(-6.0, low, 60)
     # Shift and rotation act on the anterior content; the spine stays where it is.
@@ -227,8 +227,8 @@ def heart_parts(body: Body) -> list[Ellipse]:
     y = floor - 3.5 * tall * (0.6 + 0.4 * np.sin(np.radians(angle)) / 0.67)
     return [
         Ellipse((2.75 * wide + shift, y), (7.4 * wide, 3.5 * tall), 8.0 * k, angle),
-        Ellipse((-0.25 * wide + shift, y - 1.3 * tall), (3.5 * wide, 6.2 * tall), 8.0 * k, 4.0),
-        Ellipse((0.8 * k + shift, y - 5.0 * tall), (3.3 * k, 5.6 * tall), 7.0 * k, -8.0),
+        Ellipse((-0.25 * wide + shift, y - 1.3 * tall), (3.5 * wide, 5.3 * tall), 8.0 * k, 6.0),
+        Ellipse((1.0 * k + shift, y - 4.6 * tall), (2.9 * k, 5.0 * tall), 7.0 * k, -8.0),
     ]
 
 
@@ -280,16 +280,16 @@ def vessel_parts(body: Body) -> list[Ellipse]:
     knob_y = hilum_y - 3.6
     return [
         Ellipse(
-            (edge * 0.62 + shift + 0.25 * body.unfolding, knob_y), (1.15 * knob, 1.2 * knob), 6.0
+            (edge * 0.80 + shift + 0.25 * body.unfolding, knob_y), (1.15 * knob, 1.2 * knob), 6.0
         ),
         Ellipse(
             (edge * 0.75 + shift, hilum_y - 0.4), (1.5 * artery, 1.7 * artery), 4.0 * artery, 30.0
         ),
         Ellipse(
-            (-edge - 0.9 + shift, hilum_y + 1.0), (0.85 * hilum, 2.2 * hilum), 2.3 * hilum, 14.0
+            (-edge - 0.9 + shift, hilum_y + 1.0), (1.0 * hilum, 2.7 * hilum), 2.6 * hilum, 14.0
         ),
         Ellipse(
-            (edge + 1.1 + shift, hilum_y + 0.1), (0.9 * hilum, 1.7 * hilum), 2.2 * hilum, -18.0
+            (edge + 1.1 + shift, hilum_y + 0.1), (1.0 * hilum, 2.2 * hilum), 2.5 * hilum, -18.0
         ),
     ]
 
@@ -381,15 +381,19 @@ def _mediastinal_tissue(
     inward = np.minimum(distance / np.float32(3.6 * frame.px_per_cm), 1.0)
     rounded = blur(np.sqrt(inward * (2.0 - inward)), max(0.6, 0.03 * frame.px_per_cm))
 
+    floor = 0.5 * (body.dome_y["left"] + body.dome_y["right"])
+
     def content(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         from_spine = (x - body.spine_x(y) - 0.5 * body.mediastinum_shift) / 3.2
-        return body.depth_at(y) * (0.40 + 0.62 * np.exp(-(from_spine**2)))
+        # On the diaphragm heart and liver touch: no lung is left in front of or behind them.
+        resting = np.clip((y - floor + 3.2) / 3.2, 0.0, 1.0) ** 1.5
+        return body.depth_at(y) * (0.40 + 0.62 * np.exp(-(from_spine**2)) + 0.55 * resting)
 
     tissue = rounded * frame.coarse(content)
     for part in (*heart, *vessels[:2]):
         add_ellipsoid(frame, tissue, part.centre, part.axes, 0.30 * part.depth, part.angle_deg)
     for part in vessels[2:]:
-        add_ellipsoid(frame, tissue, part.centre, part.axes, part.depth, part.angle_deg, 0.8)
+        add_ellipsoid(frame, tissue, part.centre, part.axes, part.depth, part.angle_deg, 1.5)
     tube = np.zeros(frame.shape, np.uint8)
     for share, level in ((1.0, 110), (0.9, 165), (0.7, 215), (0.45, 245)):
         paint(frame, tube, ribbon(aorta_path(body), 0.95 * body.knob_cm * share), level)

@@ -107,10 +107,16 @@ def rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
         if len(rib.anterior) > 3 and not rib.name.endswith("12"):
             paint_tube(frame, front, rib.anterior, rib.anterior_half, 255)
         paint_tube(frame, back, rib.posterior, rib.posterior_half, 255)
-    grazing = frame.coarse(lambda x, y: _grazing(body, x, y))
+    grazing = frame.coarse(lambda x, y: _grazing(body, x, y) * _seen(body, y))
     layer = back.astype(np.float32) * np.float32(0.30 / 255.0)
     layer += front.astype(np.float32) * np.float32(0.15 / 255.0)
     return layer * grazing * np.float32(body.bone)
+
+
+def _seen(body: Body, y: np.ndarray) -> np.ndarray:
+    """Contrast left to the lower ribs, which soft-tissue scatter of the abdomen washes out."""
+    low = y - max(body.dome_y.values())
+    return 1.0 - 0.5 * np.clip(low / 3.0, 0.0, 1.0)
 
 
 def _grazing(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -170,7 +176,7 @@ def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
     blade = np.zeros(frame.shape, np.uint8)
     joint = np.zeros(frame.shape, np.uint8)
     medial = 10.4 if body.arms_down else 13.0
-    arm_x = 20.6 if body.arms_down else 24.0
+    arm_x = 21.4 if body.arms_down else 30.5
     lateral = bezier([(16.2, 4.2), (14.9, 8.0), (medial + 2.2, 12.4), (medial + 1.4, 13.2)], 20)
     inner = bezier([(medial + 1.4, 13.2), (medial - 0.6, 8.0), (medial + 1.2, 1.4)], 20)
     top = bezier([(medial + 1.2, 1.4), (14.5, 0.6), (16.2, 2.0), (16.2, 4.2)], 12)
@@ -178,7 +184,7 @@ def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
     ridge = bezier([(medial + 0.8, 3.4), (14.0, 2.4), (18.4, -0.4)], 20)
     coracoid = bezier([(15.4, 1.6), (15.4, 0.3), (16.6, 0.6)], 12)
     glenoid = bezier([(16.4, 1.4), (16.1, 2.8), (16.5, 4.2)], 12)
-    shaft = bezier([(18.7, 3.0), (19.4, 9.0), (arm_x, 24.0)], 24)
+    shaft = bezier([(18.7, 3.0), (19.2, 12.0), (arm_x, 48.0)], 30)
     head = ellipse_points((18.6, 2.8), (2.3, 2.4))
     middle = np.array((18.6, 2.8))
     for side in ("right", "left"):

@@ -151,8 +151,13 @@ def _draw(rng: np.random.Generator, span: tuple[float, float]) -> float:
     return float(span[0] + (span[1] - span[0]) * rng.random())
 
 
-def apply_look(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
-    """Turn an ideal signal (H, W) into a picture of a source; both float32 in [0, 1]."""
+def apply_look(
+    image: np.ndarray, look: Look, rng: np.random.Generator, view: str | None = None
+) -> np.ndarray:
+    """Turn an ideal signal (H, W) into a picture of a source; both float32 in [0, 1].
+
+    The view only chooses what a burned-in text may say; without it the text is neutral.
+    """
     width = image.shape[1]
     signal = np.asarray(image, dtype=np.float32)
     signal = blur(signal, _draw(rng, look.blur_cm) * width * 1e-3)
@@ -165,7 +170,7 @@ def apply_look(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.nd
     black, white = _draw(rng, look.black), _draw(rng, look.white)
     grey = black + (white - black) * grey
     grey = _border(grey, look, rng)
-    grey = _markings(grey, look, rng)
+    grey = _markings(grey, look, rng, view)
     return np.clip(grey, 0.0, 1.0).astype(np.float32)
 
 
@@ -175,7 +180,7 @@ def _quantum_noise(signal: np.ndarray, level: float, rng: np.random.Generator) -
     if signal.shape[1] > 700:  # grain is correlated over neighbouring pixels of a fine detector
         grain = cv2.GaussianBlur(grain, (0, 0), 0.55) * np.float32(1.7)
     # Averaging when an image is reduced removes noise in proportion to the pixel side.
-    spread = 0.0022 * level * min(1.6, (signal.shape[1] / 1024.0) ** 0.5)
+    spread = 0.0027 * level * min(1.6, (signal.shape[1] / 1024.0) ** 0.5)
     return signal + np.float32(spread) * grain * np.exp(np.float32(1.4) * (signal - 0.3))
 
 
@@ -243,10 +248,17 @@ def _border(grey: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarra
     return grey * open_field + level * (1.0 - open_field)
 
 
-_TEXTS = ("AP ERECT", "PORTABLE", "SUPINE", "PA", "ERECT", "SITTING", "STANDING", "MOBILE", "AP")
+_TEXTS = {
+    "PA": ("PA", "PA ERECT", "ERECT", "STANDING"),
+    "AP": ("AP", "PORTABLE", "SUPINE", "SITTING", "AP ERECT", "MOBILE"),
+    "LL": ("LAT", "LATERAL"),
+    None: ("CHEST", "ERECT"),
+}
 
 
-def _markings(grey: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
+def _markings(
+    grey: np.ndarray, look: Look, rng: np.random.Generator, view: str | None
+) -> np.ndarray:
     """Side marker and text in the corners, as bright as lead."""
     height, width = grey.shape
     pick = rng.random(8)
@@ -258,7 +270,8 @@ def _markings(grey: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndar
         corner = (int(x * width), int((0.07 + 0.08 * pick[3]) * height))
         _write(grey, letter, corner, (0.7 + 0.5 * pick[4]) * scale, 0.97)
     if pick[5] < look.text:
-        text = _TEXTS[int(pick[6] * len(_TEXTS))]
+        texts = _TEXTS.get(view, _TEXTS[None])
+        text = texts[int(pick[6] * len(texts))]
         x = 0.03 if pick[7] < 0.5 else 0.74
         _write(grey, text, (int(x * width), int(0.045 * height)), 0.5 * scale, 0.95)
     return grey

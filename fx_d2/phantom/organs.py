@@ -35,12 +35,12 @@ def airway_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
     canvas = np.zeros(frame.shape, np.uint8)
     outlines = []
     for path, radius in reversed(airway_paths(body)):  # the trachea last, over its branches
-        gas = 1.0 if radius > 0.8 * body.half_width / 14.0 else 0.5
+        gas = 1.0 if radius > 0.8 * body.half_width / 14.0 else 0.62
         for share, level in ((1.0, 130), (0.85, 190), (0.6, 230), (0.3, 255)):
             paint(frame, canvas, ribbon(path, share * radius), int(gas * level))
         outlines.append(ribbon(path, radius))
-    depth = 2.6 * body.half_width / 14.0
-    layer = blur(canvas.astype(np.float32), 0.08 * frame.px_per_cm)
+    depth = 2.3 * body.half_width / 14.0
+    layer = blur(canvas.astype(np.float32), 0.14 * frame.px_per_cm)
     return layer * np.float32(depth / 255.0), fill(frame, outlines)
 
 

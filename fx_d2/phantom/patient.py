@@ -112,7 +112,7 @@ def sample_patient(rng: np.random.Generator) -> PatientSpec:
         habitus=habitus,
         breast=float(rng.beta(2.2, 2.6)) if female else 0.0,
         scoliosis_cm=_clipped_normal(rng, 0.0, 0.35 + 0.25 * old, -1.6, 1.6),
-        rib_slope=_clipped_normal(rng, 0.60, 0.06, 0.44, 0.76),
+        rib_slope=_clipped_normal(rng, 0.66, 0.06, 0.50, 0.82),
         clavicle_rise=_clipped_normal(rng, 3.2, 0.9, 1.0, 5.4),
         bone_density=_clipped_normal(rng, 1.02 - 0.22 * old, 0.09, 0.62, 1.2),
         vessel_density=_clipped_normal(rng, 1.0, 0.10, 0.75, 1.3),

@@ -156,7 +156,7 @@ def expose(scene: Scene, pose: Pose) -> np.ndarray:
     """Beer-Lambert, scatter, and the logarithm a digital detector applies; float32 in [0, 1]."""
     path = scene.soft - np.float32(LUNG_AERATION) * scene.air
     path += scene.vessels
-    path += np.float32(0.16) * scene.texture
+    path += np.float32(0.20) * scene.texture
     path += scene.shadow
     path = np.maximum(path, 0.0) * np.float32(MU_SOFT)
     path += np.float32(MU_BONE) * scene.bone

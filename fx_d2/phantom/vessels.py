@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, side_sign
-from fx_d2.phantom.canvas import Frame, blur, noise_field, stroke
+from fx_d2.phantom.canvas import Frame, blur, ellipse_points, noise_field, paint, stroke
 
 _GENERATIONS = 8
 _CONTRAST = 2.3  # vessels over their true thickness: a stand-in for what small ones add up to
@@ -80,7 +80,27 @@ def vessel_layer(frame: Frame, body: Body, seed: int) -> np.ndarray:
         path = np.concatenate([tree[0] for tree in trees])
         width = np.concatenate([tree[1] for tree in trees])
         layer += draw_branches(frame, body, path, width)
+    layer += _end_on(frame, body, rng)
     return layer
+
+
+def _end_on(frame: Frame, body: Body, rng: np.random.Generator) -> np.ndarray:
+    """Vessels and bronchi that run along the beam near the hila: dots and rings, in cm."""
+    canvas = np.zeros(frame.shape, np.uint8)
+    scale = body.half_width / 14.0
+    for side in ("right", "left"):
+        for root in lung_roots(body, side, rng)[::2]:
+            away = rng.uniform(0.3, 1.6, 2)
+            for k, distance in enumerate(away):
+                x = root[0] + np.cos(root[2]) * distance * root[3] * 0.6
+                y = root[1] + np.sin(root[2]) * distance * root[3] * 0.6
+                size = scale * rng.uniform(0.14, 0.30)
+                paint(frame, canvas, ellipse_points((x, y), (size, 0.9 * size), n=20), 200)
+                if k:  # the bronchus beside its artery
+                    spot = (x + 1.7 * size, y)
+                    paint(frame, canvas, ellipse_points(spot, (size, size), n=20), 130)
+                    paint(frame, canvas, ellipse_points(spot, (0.6 * size, 0.6 * size), n=20), 0)
+    return blur(canvas.astype(np.float32), 0.04 * frame.px_per_cm) * np.float32(1.1 / 255.0)
 
 
 def draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -95,7 +115,7 @@ def draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray)
         if (chosen := path[group == g]).size:
             target = fine if size < 0.14 else wide
             stroke(frame, target, chosen, size, int(255 * min(1.0, (size / 0.62) ** 0.8)))
-    layer = blur(wide.astype(np.float32), 0.035 * frame.px_per_cm)
+    layer = blur(wide.astype(np.float32), 0.022 * frame.px_per_cm)
     layer += fine
     return layer * np.float32(0.62 * _CONTRAST / 255.0)
 

@@ -91,10 +91,26 @@ class Scene:
 
     def fill_air(self, share: np.ndarray, vessels_too: bool = True) -> None:
         """Replace a share (H, W) of the aerated depth by fluid or tissue."""
+        if self.chest is not None:
+            share = self._spill(share)
         self.air *= 1.0 - share
         self.texture *= 1.0 - 0.6 * share
         if vessels_too:  # the silhouette sign: vessels vanish in opaque lung
             self.vessels *= 1.0 - 0.8 * share
+
+    def _spill(self, share: np.ndarray) -> np.ndarray:
+        """Carry a share on into the lung in front of and behind the heart's rim.
+
+        The visible lung ends at the silhouette, but lung overlaps it; without this a bright patch
+        would be parted from the heart by a dark seam.
+        """
+        assert self.chest is not None
+        visible = self.lung("both")
+        hidden = (self.chest.cavity["left"] | self.chest.cavity["right"]) & ~visible
+        sigma = 0.6 * self.frame.px_per_cm
+        near = blur(visible.astype(np.float32), sigma)
+        carried = blur((share * visible).astype(np.float32), sigma) / np.maximum(near, 0.08)
+        return np.where(hidden, np.maximum(share, carried * np.minimum(1.0, 4.0 * near)), share)
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,14 @@ def _dull_recess(scene: Scene, side: str, severity: float) -> None:
 
 
 def _lateral_level(scene: Scene, lung: np.ndarray, severity: float) -> np.ndarray:
-    """Pixels below a level that rises towards both ends of a lateral lung field."""
+    """Pixels below a level that rises towards the back of a lateral lung field."""
     low, high = zone_rows(lung, None)
+    columns = np.flatnonzero(lung.any(axis=0))
     row = np.arange(scene.frame.height, dtype=np.float32)[:, None]
-    return np.broadcast_to(row > high - (high - low) * (0.10 + 0.40 * severity), lung.shape)
+    col = np.arange(scene.frame.width, dtype=np.float32)[None, :]
+    back = np.clip((col - columns[0]) / max(int(np.ptp(columns)), 1), 0.0, 1.0)
+    height = (0.08 + 0.34 * severity) * (0.5 + 0.7 * back**2)
+    return row > high - (high - low) * height
 
 
 def shape_pneumothorax(body: Body, spec: FindingSpec) -> None:
