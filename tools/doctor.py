@@ -4,7 +4,8 @@
     python tools/doctor.py                       # every source below $DETECTRON2_DATASETS
     python tools/doctor.py --source rsna nih14 --html report.html --json report.json
 
-Exit code: 0 no errors (warnings are printed), 1 errors, 2 wrong use. What each check means is in docs/doctor.md.
+Exit code: 0 no errors (warnings are printed), 1 errors, 2 wrong use. docs/doctor.md explains the
+checks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.catalog import datasets_root
-from fx_d2.data.doctor import CHECKS, Report, examine
+from fx_d2.data.doctor import CHECKS, Report, check_table, examine
 from fx_d2.data.doctor.report_html import render_html
 from fx_d2.data.doctor.run import Options, present_sources
 from fx_d2.data.source import Source
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N")
     add("--fast", action="store_true", help="read indexes and image headers only")
     add("--quiet", action="store_true", help="no progress bars")
-    add("--list-checks", action="store_true", help="print the checks and stop")
+    add("--list-checks", action="store_true", help="print the table of checks and stop")
     return parser
 
 
@@ -105,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.list_checks:
-        for check in CHECKS.values():
-            print(f"{check.id:24s} {check.severity:8s} {check.what}")
+        print(check_table(), end="")
         return 0
     root = (args.root or datasets_root()).expanduser()
     sources = _sources(args, root, parser)

@@ -97,7 +97,7 @@ def has_content(record: Record) -> bool:
 
 
 def choose(records: Sequence[Record], num: int, annotated: bool) -> list[int]:
-    """Indices spread evenly over the dataset; with ``annotated``, over records with content first."""
+    """Indices spread evenly over the dataset; with ``annotated``, over records with content."""
     indices = list(range(len(records)))
     if annotated:
         seen = [i for i in indices if has_content(records[i])]

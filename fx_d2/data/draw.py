@@ -1,4 +1,4 @@
-"""Radiographs with their annotations drawn on them: boxes, outlines, masks, labels, and a legend."""
+"""Radiographs with their annotations drawn on them: boxes, outlines, masks, labels, a legend."""
 
 from __future__ import annotations
 
@@ -124,7 +124,10 @@ def scene_of_sample(sample: dict[str, Any], source: Source) -> Scene:
         found = sample["instances"]
         names = [source.thing_classes[int(i)] for i in found.gt_classes]
         boxes = np.asarray(found.gt_boxes.tensor, dtype=float)
-        scene.boxes = [(n, tuple(map(float, b)), "") for n, b in zip(names, boxes, strict=True)]
+        scene.boxes = [
+            (name, (float(x0), float(y0), float(x1), float(y1)), "")
+            for name, (x0, y0, x1, y1) in zip(names, boxes, strict=True)
+        ]
         if found.has("gt_masks"):
             scene.outlines = list(zip(names, np.asarray(found.gt_masks.tensor), strict=True))
         if not names:
@@ -184,7 +187,7 @@ def _paint_mask(
     *,
     fill: float,
 ) -> None:
-    """Blend a mask into the canvas; its edge is smoothed by the resize, its outline is drawn on it."""
+    """Blend a mask into the canvas and draw its outline."""
     size = (canvas.shape[1], canvas.shape[0])
     cover = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     alpha = (cover * fill)[..., None]
@@ -245,7 +248,7 @@ def _meet(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _text_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[int, int]:
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, _, right, bottom = pen.textbbox((0, 0), text, font=font)
     return int(right - left), int(bottom)
 
 

@@ -1,8 +1,8 @@
 """What a frontal chest radiograph looks like at 32 x 32, and how a thumbnail is compared with it.
 
-The template is drawn from anatomy, not learned: two dark lungs, a bright mediastinum that is continued by the heart,
-a bright abdomen, and air in the corners above the shoulders. It recognises a whole source stored sideways, which a
-comparison of the source's images with each other cannot.
+The template is drawn from anatomy, not learned: two dark lungs, a bright mediastinum that the heart
+continues, a bright abdomen, and air in the corners above the shoulders. It recognises a whole
+source stored sideways, which a comparison of the source's images with each other cannot.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def chest_template() -> Image:
 
 @lru_cache(maxsize=1)
 def heart_template() -> Image:
-    """What is brighter on the picture's right than on its left: the heart points to the patient's left."""
+    """What is brighter on the picture's right than on its left: the heart."""
     return normalised(_blob(0.60, 0.66, 0.12, 0.14) - _blob(0.40, 0.66, 0.12, 0.14))
 
 
 def turn_scores(thumbs: npt.NDArray[np.generic], template: Image) -> npt.NDArray[np.float64]:
-    """Correlation with ``template`` of each thumbnail (N, S, S) turned by 0, 90, 180, 270 degrees: (N, 4).
+    """Correlation with ``template`` of each thumbnail (N, S, S), turned 0 to 3 times: (N, 4).
 
-    A mirror image scores as its original when the template is symmetric, so these four stand for all eight ways to
-    lay down a picture.
+    A mirror image scores as its original when the template is symmetric, so these four stand for
+    all eight ways to lay down a picture.
     """
     flat = thumbs.reshape(len(thumbs), THUMB_PX * THUMB_PX).astype(np.float64)
     flat -= flat.mean(axis=1, keepdims=True)
@@ -73,8 +73,9 @@ def turn_scores(thumbs: npt.NDArray[np.generic], template: Image) -> npt.NDArray
 
 
 def heart_side(thumbs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """Correlation of each thumbnail's left-right difference with the heart's: positive where it lies right."""
-    difference = thumbs.astype(np.float64) - thumbs[:, :, ::-1]
+    """Correlation of the left-right difference with the heart's; positive: it lies right."""
+    values = thumbs.astype(np.float64)
+    difference = values - values[:, :, ::-1]
     flat = difference.reshape(len(thumbs), THUMB_PX * THUMB_PX)
     flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
     return flat @ heart_template().ravel()

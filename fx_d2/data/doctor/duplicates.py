@@ -109,7 +109,7 @@ def within_source(exam: Examination) -> Iterator[Hit]:
     "error",
     what="a picture of one source is in another one as well; an error if it is trained on in one "
     "and tested in the other, a warning where the overlap is known, else information",
-    fix="leave these images out of one of the two when both are used (train on one, test on the other)",
+    fix="leave these images out of one of the two when you train on one and test on the other",
     needs_pixels=True,
 )
 def across_sources(exam: Examination) -> Iterator[Hit]:

@@ -1,4 +1,4 @@
-"""Everything the checks look at: the records of every part, and one table of facts about the files."""
+"""What the checks look at: the records of every part, and a table of facts about the files."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ class Examination:
             yield from self.entries[part.first : part.first + len(part.records)]
 
     def files_of(self, key: str, *, frontal: bool = False) -> npt.NDArray[np.int64]:
-        """Distinct files of a source in index order; ``frontal`` leaves out other views and bones."""
+        """Distinct files of a source in index order; ``frontal``: no other views, no bones."""
         numbers = (e.file for e in self.entries_of(key) if e.frontal or not frontal)
         return np.fromiter(dict.fromkeys(numbers), dtype=np.int64)
 

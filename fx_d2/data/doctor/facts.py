@@ -1,4 +1,4 @@
-"""The single pass over image files: a few hundred bytes and a thumbnail per image, never the pixels.
+"""The single pass over image files: some numbers and a thumbnail per image, never the pixels.
 
 Everything that needs decoded pixels is measured here, in worker processes, so that 100,000 images
 cost one read each; the checks then work on the table.
@@ -94,7 +94,7 @@ def thumbnail(pixels: npt.NDArray[np.float32], size_px: int = THUMB_PX) -> Thumb
 
 
 def perceptual_hash(thumb: Thumb) -> int:
-    """64 bits: signs of the low cosine coefficients against their median; small edits move few bits."""
+    """64 bits: low cosine coefficients above their median; small edits move few bits."""
     spectrum = cv2.dct(thumb.astype(np.float32))[:9, :9].ravel()[1 : HASH_BITS + 1]
     bits = spectrum > np.median(spectrum)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
@@ -156,7 +156,7 @@ def look_at_all(jobs: Iterable[Job], workers: int, batch: int = 16) -> Iterator[
     if workers <= 0:
         yield from map(run_job, jobs)
         return
-    # Not fork: the parent may hold threads (OpenCV, a progress bar) that a forked child would wait for.
+    # Not fork: the parent may hold threads (OpenCV, a progress bar) that a child would wait for.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
         waiting: deque[Future[list[Outcome]]] = deque()

@@ -22,7 +22,7 @@ _MIN_TREE_FOLDERS = 8  # and many such folders
     "index/unreadable",
     "error",
     what="a part's index cannot be read: missing file, wrong header, not a table",
-    fix="restore the file the message names; datasets/README.md shows the tree this source must have",
+    fix="restore the file that is named; datasets/README.md shows the tree this source must have",
 )
 def unreadable_index(exam: Examination) -> Iterator[Hit]:
     """A part whose reader gave up."""
@@ -43,7 +43,7 @@ def unreadable_index(exam: Examination) -> Iterator[Hit]:
     "index/bad-rows",
     "error",
     what="rows of an index that its reader has to leave out",
-    fix="restore these rows from the original file, or accept that they are left out (on_error: skip)",
+    fix="restore these rows from the original file, or let them be left out (on_error: skip)",
 )
 def bad_rows(exam: Examination) -> Iterator[Hit]:
     """Rows that were left out for a reason that no other check covers."""
@@ -95,7 +95,7 @@ def broken_records(exam: Examination) -> Iterator[Hit]:
     "index/empty",
     "error",
     what="a part without a single record",
-    fix="check that the index belongs to this source and that images were unpacked below its folder",
+    fix="check that the index belongs to this source and that its images were unpacked",
 )
 def empty_parts(exam: Examination) -> Iterator[Hit]:
     """Parts that read without error and hold nothing."""
@@ -154,7 +154,7 @@ def extra_files(exam: Examination) -> Iterator[Hit]:
 
 
 def _orphans(root: Path, known: set[str]) -> Iterator[str]:
-    """Unindexed images beside indexed ones, or alone in a folder of a tree with a folder per image."""
+    """Unindexed images beside indexed ones, or alone in a tree with a folder per image."""
     per_folder: Counter[str] = Counter(os.path.dirname(path) for path in known)
     suffixes = {os.path.splitext(path)[1].lower() for path in known}
     no_suffix = not suffixes <= set(_SUFFIXES)  # CANDID's files are named by UID alone

@@ -128,6 +128,13 @@ def check(
     return register
 
 
+def check_table() -> str:
+    """The checks as a Markdown table, as it stands in ``docs/doctor.md``."""
+    lines = ["| check | severity | what it finds | what to do |", "|---|---|---|---|"]
+    lines += [f"| `{c.id}` | {c.severity} | {c.what} | {c.fix} |" for c in CHECKS.values()]
+    return "\n".join(lines) + "\n"
+
+
 @dataclass
 class Report:
     """Everything the doctor found.

@@ -24,9 +24,9 @@ def near_pairs(
 ) -> Iterator[tuple[int, int, int]]:
     """Pairs (i, j, distance) with i < j and distance <= radius, each once.
 
-    The 64 bits are cut into ``radius + 1`` bands. Two hashes that differ in at most ``radius`` bits agree in one
-    band at least, so only hashes that share a band's value are compared: exact, and close to linear as long as
-    hashes are spread out.
+    The 64 bits are cut into ``radius + 1`` bands. Two hashes that differ in at most ``radius`` bits
+    agree in one band at least, so only hashes that share a band's value are compared: exact, and
+    close to linear as long as hashes are spread out.
 
     Args:
         hashes: (N,).

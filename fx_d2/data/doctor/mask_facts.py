@@ -1,4 +1,4 @@
-"""What can be told from a mask without keeping it: size, area, position and how it hangs together."""
+"""What can be told from a mask without keeping it: size, area, position, how it hangs together."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def out_of_frame(exam: Examination) -> Iterator[Hit]:
 @check(
     "masks/stripes",
     "error",
-    what="a mask falls apart into stripes: run lengths read along the wrong axis or with wrong starts",
+    what="a mask falls apart into stripes: run lengths of another axis or with wrong gaps",
     fix="check the run-length convention: relative or absolute starts, along rows or columns",
     needs_pixels=True,
 )
@@ -156,8 +156,8 @@ def absent(exam: Examination) -> Iterator[Hit]:
         if not fact.instance:
             per_entry[fact.entry].add(fact.name)
     for part in exam.parts:
-        numbers = range(part.first, part.first + len(part.records))
-        numbers = [n for n in numbers if exam.facts.decoded[exam.entries[n].file]]
+        everything = range(part.first, part.first + len(part.records))
+        numbers = [n for n in everything if exam.facts.decoded[exam.entries[n].file]]
         if not part.source.seg_classes or len(numbers) < MIN_MASKS:
             continue
         for name in filter(_ANATOMY.search, part.source.seg_classes):

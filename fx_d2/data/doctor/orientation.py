@@ -44,7 +44,7 @@ class Poses:
 
 
 def _judge(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Turn and inversion from (N, 4) correlations; the best of eight poses if it is clearly better."""
+    """Turn and inversion from (N, 4) correlations: the best of eight if clearly better."""
     everything = np.concatenate([scores, -scores], axis=1)  # 0..3 as stored, 4..7 inverted
     pose = everything.argmax(axis=1)
     best = everything.max(axis=1)
@@ -56,7 +56,7 @@ def _judge(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.
 
 
 def find_poses(exam: Examination, key: str) -> Poses:
-    """Judge every decoded frontal image of a source, by the template and by the source's own mean."""
+    """Judge every decoded frontal image by the template and by the source's own mean."""
     files = exam.files_of(key, frontal=True)
     files = files[exam.facts.decoded[files]]
     # A picture without contrast has no pose.

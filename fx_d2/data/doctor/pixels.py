@@ -55,7 +55,7 @@ def constant(exam: Examination) -> Iterator[Hit]:
     "pixels/saturated",
     "error",
     what="much of the image is at the end of its scale: 16 bit squashed to 8, or overexposed",
-    fix="convert again from the original with its real depth; never cast 16 bit to 8 without scaling",
+    fix="convert again from the original with its real depth; scale 16 bit before casting to 8",
     needs_pixels=True,
 )
 def saturated(exam: Examination) -> Iterator[Hit]:

@@ -1,7 +1,8 @@
 """Rows that a reader left out, sorted by the check they belong to.
 
-A reader drops an impossible box before it becomes a record, so the checks of records would never see it. What it
-dropped, and why, is in its report; the sentence of the error says which check it is a case of.
+A reader drops an impossible box before it becomes a record, so the checks of records would never
+see it. What it dropped, and why, is in its report; the sentence of the error says which check it is
+a case of.
 """
 
 from __future__ import annotations
