@@ -21,22 +21,22 @@ _OPACITIES = ("consolidation", "pneumonia", "infiltration", "ground_glass", *_VI
 _FRACTURES = ("rib_fracture", "clavicle_fracture")
 _DEVICES = ("support_device", "chest_tube")
 
-_CHEXPERT: Table = {
-    "Enlarged Cardiomediastinum": ("enlarged_cardiomediastinum", "cardiomegaly"),
+_CHEXPERT: Table = {  # the five classes that papers average over come first
+    "Atelectasis": ("atelectasis",),
     "Cardiomegaly": ("cardiomegaly",),
+    "Consolidation": ("consolidation",),
+    "Edema": ("edema",),
+    "Pleural Effusion": ("pleural_effusion",),
+    "Pneumothorax": ("pneumothorax",),
+    "Pneumonia": ("pneumonia", *_VIRAL),
     "Lung Opacity": (
         "infiltration", *_OPACITIES, "edema", "atelectasis", *NODULES, *TB_ACTIVE, *_CAVITIES,
     ),
     "Lung Lesion": (*NODULES, *_CAVITIES),
-    "Edema": ("edema",),
-    "Consolidation": ("consolidation",),
-    "Pneumonia": ("pneumonia", *_VIRAL),
-    "Atelectasis": ("atelectasis",),
-    "Pneumothorax": ("pneumothorax",),
-    "Pleural Effusion": ("pleural_effusion",),
-    "Pleural Other": ("pleural_thickening",),
+    "Enlarged Cardiomediastinum": ("enlarged_cardiomediastinum", "cardiomegaly"),
     "Fracture": _FRACTURES,
     "Support Devices": _DEVICES,
+    "Pleural Other": ("pleural_thickening",),
 }  # fmt: skip
 _LONG_TAIL: Table = {
     **_CHEXPERT,

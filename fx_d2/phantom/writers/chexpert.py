@@ -47,7 +47,7 @@ class CheXpert(Writer):
         entries = []
         for number in range(1 + member.index % 2):
             rng = job.rng("studies", member.index, number)
-            findings = case_of(KEY, member, rng, study=number)
+            findings = case_of(KEY, member, rng, study=number, count=3)
             names = names_of(findings)
             healthy = set(names) <= {"support_device"}
             positive = positive_classes(KEY, names)

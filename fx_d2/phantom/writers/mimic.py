@@ -46,7 +46,7 @@ class Mimic(Writer):
         studies = 1 + member.index % 2
         for study in range(studies):
             rng = job.rng("studies", member.index, study)
-            findings = case_of(LONG_TAIL, member, rng, study=study)
+            findings = case_of(LONG_TAIL, member, rng, study=study, count=3)
             names = names_of(findings)
             positive = positive_classes(KEY, names)
             healthy = set(names) <= {"support_device"}

@@ -42,7 +42,7 @@ class Nih14(Writer):
         rng = job.rng("images", member.index, follow_up)
         look = LOOKS[KEY]
         patient = patient_of(job, member)
-        findings = case_of(KEY, member, rng, study=follow_up)
+        findings = case_of(KEY, member, rng, study=follow_up, count=3)
         view = draw_view(rng, look)
         frame = fixed_frame(1024, job.size_px)
         shot = photograph(KEY, patient, findings, frame, rng, view=view)

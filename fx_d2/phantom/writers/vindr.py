@@ -44,7 +44,7 @@ class VinDr(Writer):
     def write_patient(self, job: Job, member: Member) -> list[Entry]:
         """One image and what its readers say."""
         rng = job.rng("images", member.index)
-        case = case_of(PAPER, member, rng, table=LOCAL)
+        case = case_of(PAPER, member, rng, table=LOCAL, count=3)
         if member.mode() == "positive":
             known = [f.name for f in case]
             case += [f for f in arranged_case(GLOBAL, member, count=1) if f.name not in known]
