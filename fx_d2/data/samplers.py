@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from tqdm import tqdm
 
 from .draws import rng_for
 from .record import Record
@@ -107,7 +108,8 @@ def presence(records: Iterable[Record], source: Source, task: str) -> np.ndarray
     by_boxes = task == "loc" or not source.cls_classes
     classes = source.thing_classes if by_boxes else source.cls_classes
     rows = []
-    for record in records:
+    progress = tqdm(records, desc=f"classes of {source.key}", unit=" records", delay=2)
+    for record in progress:
         row = np.zeros(len(classes), dtype=bool)
         if by_boxes:
             row[[a["category_id"] for a in record.get("annotations", ())]] = True

@@ -120,8 +120,8 @@ class FxResizeTransform(Transform):
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """A uint8 or bool 0/1 mask (H, W): a new pixel belongs to it when half of its area does."""
-        soft = self.apply_image(segmentation.astype(np.float32))
-        return (soft >= 0.5).astype(segmentation.dtype)
+        soft = self.apply_image(segmentation.astype(np.uint8) * np.uint8(255))  # a byte is fast
+        return (soft >= 128).astype(segmentation.dtype)
 
     def inverse(self) -> Transform:
         """The resize back."""
