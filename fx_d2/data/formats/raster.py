@@ -290,10 +290,9 @@ def decode_mask(file: OpenedFile, kind: str, limits: ReadLimits) -> npt.NDArray[
         image.load()
         if image.mode in _COLOUR_8:
             # Not the luminance: a class drawn in dark blue would round to 0.
+            # Band by band, because max(axis=-1) takes 50 times as long.
             red, green, blue = (np.asarray(band) for band in image.convert("RGB").split())
-            values = np.maximum(
-                np.maximum(red, green), blue
-            )  # .max(axis=-1) takes 50 times as long
+            values = np.maximum(np.maximum(red, green), blue)
         elif image.mode == "LA":
             values = np.asarray(image)[..., 0]
         else:
