@@ -107,13 +107,13 @@ def rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
         if len(rib.anterior) > 3 and not rib.name.endswith("12"):
             paint_tube(frame, front, rib.anterior, rib.anterior_half, 255)
         paint_tube(frame, back, rib.posterior, rib.posterior_half, 255)
-    grazing = frame.coarse(lambda x, y: _grazing(body, x, y) * _seen(body, y))
+    grazing = frame.coarse(lambda x, y: _grazing(body, x, y) * rib_contrast(body, y))
     layer = back.astype(np.float32) * np.float32(0.30 / 255.0)
     layer += front.astype(np.float32) * np.float32(0.15 / 255.0)
     return layer * grazing * np.float32(body.bone)
 
 
-def _seen(body: Body, y: np.ndarray) -> np.ndarray:
+def rib_contrast(body: Body, y: np.ndarray) -> np.ndarray:
     """Contrast left to the lower ribs, which soft-tissue scatter of the abdomen washes out."""
     low = y - max(body.dome_y.values())
     return 1.0 - 0.5 * np.clip(low / 3.0, 0.0, 1.0)

@@ -61,9 +61,11 @@ class Frame:
         """An empty float32 (H, W) layer."""
         return np.zeros(self.shape, np.float32)
 
-    def coarse(self, field: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    def coarse(
+        self, field: Callable[[np.ndarray, np.ndarray], np.ndarray], pitch_cm: float = _COARSE_CM
+    ) -> np.ndarray:
         """Evaluate a smooth ``field(x_cm, y_cm)`` coarsely and interpolate to float32 (H, W)."""
-        step = max(1.0, _COARSE_CM * self.px_per_cm)
+        step = max(1.0, pitch_cm * self.px_per_cm)
         rows = max(8, int(np.ceil(self.height / step)))
         cols = max(8, int(np.ceil(self.width / step)))
         r = (np.arange(rows, dtype=np.float32) + 0.5) * (self.height / rows) - 0.5

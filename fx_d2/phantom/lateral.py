@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body
-from fx_d2.phantom.bones import Rib, paint_tube, rib_masks
+from fx_d2.phantom.bones import Rib, paint_tube, rib_contrast, rib_masks
 from fx_d2.phantom.canvas import (
     Frame,
     add_ellipsoid,
@@ -93,7 +93,7 @@ def lateral_scene(
     structures = {f"{side}_lung": fill(frame, [lung_outline(body, side)]) for side in body.dome_y}
     structures["heart"] = fill(frame, [heart_outline(body)])
     structures["mediastinum"] = structures["heart"] | fill(frame, [_middle(body)])
-    soft = frame.coarse(lambda x, y: _HARDENING * _thickness(body, x, y))
+    soft = frame.coarse(lambda x, y: _HARDENING * _thickness(body, x, y), 0.12)
     air = _air(frame, body)
     soft -= _airway(frame, body, structures)
     bone = _spine(frame, body, structures)
@@ -150,7 +150,7 @@ def _thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     width = 2.0 * body.wall_x(np.maximum(y, 0.1 * body.span)) + 4.0 + 4.0 * body.habitus
     trunk = width * np.sqrt(1.0 - u**3.0)
     arm = (
-        15.0 * np.exp(-(((x + 0.04 * body.depth) / 7.5) ** 2)) * np.clip((4.0 - y) / 7.0, 0.0, 1.0)
+        23.0 * np.exp(-(((x + 0.02 * body.depth) / 9.0) ** 4)) * np.clip((6.0 - y) / 9.0, 0.0, 1.0)
     )
     return (trunk**4 + arm**4) ** 0.25
 
@@ -161,7 +161,7 @@ def _air(frame: Frame, body: Body) -> np.ndarray:
     add_ellipsoid(
         frame, solid, tuple(heart_outline(body).mean(axis=0)),
         (5.6 * body.heart_scale * body.heart_wide, 4.3 * body.heart_scale * body.heart_wide),
-        8.0 * body.heart_scale, 38.0, 0.7,
+        10.0 * body.heart_scale, 38.0, 0.5,
     )  # fmt: skip
     solid += 4.5 * blur(soft_fill(frame, [_middle(body)]), 0.6 * frame.px_per_cm)
     hilum = (0.03 * body.depth, 0.26 * (body.dome_y["left"] + body.dome_y["right"]))
@@ -188,7 +188,7 @@ def _airway(frame: Frame, body: Body, structures: dict[str, np.ndarray]) -> np.n
     canvas = np.zeros(frame.shape, np.uint8)
     for share, level in ((1.0, 130), (0.85, 190), (0.5, 255)):
         paint(frame, canvas, ribbon(line, 0.85 * share), level)
-    return canvas.astype(np.float32) * np.float32(1.7 / 255.0)
+    return blur(canvas.astype(np.float32), 0.18 * frame.px_per_cm) * np.float32(1.4 / 255.0)
 
 
 def _spine(frame: Frame, body: Body, structures: dict[str, np.ndarray]) -> np.ndarray:
@@ -234,7 +234,8 @@ def _rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
     canvas = np.zeros(frame.shape, np.uint8)
     for rib in ribs:
         paint_tube(frame, canvas, rib.posterior, rib.posterior_half, 255)
-    return canvas.astype(np.float32) * np.float32(0.22 / 255.0 * body.bone)
+    shown = frame.coarse(lambda x, y: rib_contrast(body, y) + 0.0 * x)
+    return canvas.astype(np.float32) * shown * np.float32(0.22 / 255.0 * body.bone)
 
 
 def _sternum(frame: Frame, body: Body) -> np.ndarray:

@@ -68,7 +68,7 @@ class Pose:
         inspiration: 1 full to 0 poor; raises the diaphragm and widens the heart shadow.
         offset_cm: Displacement of the patient on the detector, (x, y).
         field_cm: Detector side covered by the shorter image side.
-        exposure: Relative dose; only noise and the level of the raw signal depend on it.
+        exposure: Relative dose; shifts the raw signal, as on a detector without auto-ranging.
         scatter: Scattered over primary radiation, relative to a gridded upright film.
     """
 
@@ -136,7 +136,9 @@ def sample_pose(rng: np.random.Generator, view: View, patient: PatientSpec) -> P
             _clipped_normal(rng, 0.0, 0.7 * loose, -3.0, 3.0),
             _clipped_normal(rng, 0.0, 0.9 * loose, -3.5, 3.5),
         ),
-        field_cm=trunk * _clipped_normal(rng, 1.09, 0.08, 0.95, 1.30),
-        exposure=float(np.exp(_clipped_normal(rng, 0.0, 0.25 * loose, -0.9, 0.9))),
+        field_cm=(0.9 if view == "LL" else 1.0)
+        * trunk
+        * _clipped_normal(rng, 1.09, 0.08, 0.95, 1.30),
+        exposure=float(np.exp(_clipped_normal(rng, 0.0, 0.22 * loose, -0.45, 0.8))),
         scatter=_clipped_normal(rng, 1.5 if bedside else 0.8, 0.2, 0.4, 2.4),
     )

@@ -34,7 +34,8 @@ from fx_d2.phantom.vessels import lung_texture, vessel_layer
 # Effective linear attenuation per cm at the mean energy of a chest film.
 MU_SOFT, MU_BONE, MU_METAL = 0.185, 0.50, 3.0
 LUNG_AERATION = 0.77  # share of the lung's depth that is air
-_LOG_RANGE = 4.3  # optical path of the densest tissue that still changes the signal
+_AIR_OVERRANGE = 1.6  # detector reading of open air over its saturation at unit exposure
+_LOG_RANGE = 3.9  # optical path of the densest tissue that still changes the signal
 
 
 @dataclass(frozen=True)
@@ -166,5 +167,7 @@ def expose(scene: Scene, pose: Pose) -> np.ndarray:
     scatter += 0.35 * blur(np.minimum(primary, 0.22), 9.0 * scene.frame.px_per_cm)
     total = primary + np.float32(0.20 * pose.scatter) * scatter
     total += np.float32(0.009 * pose.scatter)
-    signal = -np.log(np.minimum(total, 1.0)) / np.float32(_LOG_RANGE)
+    # Open air saturates the detector at every dose that occurs.
+    reading = np.minimum(total * np.float32(_AIR_OVERRANGE * pose.exposure), 1.0)
+    signal = -np.log(reading) / np.float32(_LOG_RANGE)
     return np.clip(signal, 0.0, 1.0).astype(np.float32)

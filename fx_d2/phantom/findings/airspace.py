@@ -263,8 +263,8 @@ KINDS = (
                 bilateral=0.92, zones=("lower",)),
     FindingKind("edema", ("lung",), 1, "haze", (8.0, 14.0), draw_edema, shape_edema,
                 bilateral=1.0, zones=("middle",)),
-    FindingKind("atelectasis", ("lung", "heart", "mediastinum"), 1, "plate or wedge", (4.0, 9.0), draw_atelectasis,
-                shape_atelectasis, bilateral=0.2, zones=("lower",)),
+    FindingKind("atelectasis", ("lung", "heart", "mediastinum"), 1, "plate or wedge",
+                (4.0, 9.0), draw_atelectasis, shape_atelectasis, bilateral=0.2, zones=("lower",)),
     FindingKind("tuberculosis_infiltrate", ("lung",), 1, "nodular", (4.0, 8.0), draw_tb_infiltrate,
                 bilateral=0.3, zones=("upper", "upper", "upper", "middle")),
 )  # fmt: skip
