@@ -88,6 +88,7 @@ def test_views_option_keeps_unknown_views(tree, read_source):
         (",LATERAL,", ",LATERAL,,", "row 3"),
         ("antero-posterior,files/p10/p10000001", "x,/etc/p10/p10000001", "row 4.*'path'"),
         ("p10000001/s50000002", "p10000002/s50000002", "row 4.*'path'"),
+        ("p10000001/s50000002", "p10000001/s50000003", "row 4.*'path'"),
         (ROWS[2], ROWS[0], "row 4.*second time"),
         (ROWS[1], ROWS[1][:-1] + "2", "row 3.*Atelectasis"),
         (ROWS[1], ROWS[1][:-1] + "-1", "row 3.*Atelectasis"),
