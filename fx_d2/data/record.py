@@ -66,7 +66,7 @@ def validate_record(record: Record, source: Source) -> None:
     size = (record.get("height"), record.get("width"))
     if (size[0] is None) != (size[1] is None):
         _fail(record, f"height, width = {size}", "both or neither")
-    if size[0] is not None and (size[0] <= 0 or size[1] <= 0):
+    if size[0] is not None and size[1] is not None and (size[0] <= 0 or size[1] <= 0):
         _fail(record, f"height, width = {size}", "positive pixels")
     _validate_labels(record, source)
     _validate_annotations(record, source)
