@@ -90,10 +90,12 @@ def _wanted(args: argparse.Namespace, root: Path) -> list[tuple[str, str]]:
 
 
 def has_content(record: Record) -> bool:
-    """Whether something can be seen on it: a box, a mask or a positive label."""
-    if record.get("annotations") or record.get("masks"):
+    """Whether something can be seen on it: a box or a positive label; without labels, a mask."""
+    if record.get("annotations"):
         return True
-    return bool((np.asarray(record.get("labels", ())) == 1).any())
+    if "labels" in record:
+        return bool((record["labels"] == 1).any())
+    return bool(record.get("masks"))
 
 
 def choose(records: Sequence[Record], num: int, annotated: bool) -> list[int]:

@@ -86,7 +86,7 @@ def _called(exam: Examination, entry: Entry) -> str:
     "duplicates/image",
     "warning",
     what="the same picture under two ids of one source; an error if one of them is trained on and "
-    "the other tested, or if their patients differ between splits",
+    "the other tested",
     fix="keep one; where splits differ, keep it in the test split only",
     needs_pixels=True,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator
+from textwrap import shorten
 
 import cv2
 import numpy as np
@@ -99,8 +100,12 @@ def _check_section(check: str, findings: list[Finding], exam: Examination) -> st
         f"<small>{cases:,}</small></h2><p class=what>{html.escape(CHECKS[check].what)}</p>"
         f"<p class=fix><b>To do:</b> {html.escape(findings[0].fix)}</p>"
         f"<div class=pictures>{''.join(_pictures(findings, exam))}</div>"
-        f"<details{opened}><summary>{len(findings)} lines</summary>{table}</details></section>"
+        f"<details{opened}><summary>{_lines(len(findings))}</summary>{table}</details></section>"
     )
+
+
+def _lines(number: int) -> str:
+    return "1 line" if number == 1 else f"{number:,} lines"
 
 
 def _row(finding: Finding) -> str:
@@ -129,7 +134,8 @@ def _pictures(findings: list[Finding], exam: Examination) -> Iterator[str]:
         ok, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]))
         if ok:
             packed = base64.b64encode(data.tobytes()).decode("ascii")
-            caption = html.escape(f"{source.key} {record['image_id']}: {finding.found}"[:120])
+            words = f"{source.key} {record['image_id']}: {finding.found}"
+            caption = html.escape(shorten(words, 180, placeholder=" ..."))
             yield (
                 f"<figure><img alt='' src='data:image/jpeg;base64,{packed}'>"
                 f"<figcaption>{caption}</figcaption></figure>"
