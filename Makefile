@@ -31,7 +31,7 @@ help: ## list the targets
 install: $(STAMPS)/detectron2 ## build .venv with torch, Detectron2 and fx_d2; a second call does nothing
 
 demo: $(STAMPS)/detectron2 ## make a synthetic world, examine it, and draw a gallery into output/demo
-	$(PY) tools/make_phantom.py --out $(DEMO_DIR)/world --patients 6 --seed 1
+	$(PY) tools/make_phantom.py --out $(DEMO_DIR)/world --patients 12 --seed 1 --size 384
 	$(PY) tools/doctor.py --root $(DEMO_DIR)/world --json $(DEMO_DIR)/doctor.json --html $(DEMO_DIR)/doctor.html
 	$(PY) tools/visualize_data.py --root $(DEMO_DIR)/world --out $(DEMO_DIR)/gallery
 

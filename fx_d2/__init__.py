@@ -8,10 +8,15 @@ nothing is downloaded, no seed and no thread setting is touched.
 
 from __future__ import annotations
 
+import warnings as _warnings
+
 __version__ = "0.1.0"
 
 try:
-    import detectron2 as _detectron2  # noqa: F401
+    with _warnings.catch_warnings():
+        # fvcore scripts two small functions when it is imported; nothing a user could change.
+        _warnings.filterwarnings("ignore", message="`torch.jit.script` is", category=FutureWarning)
+        import detectron2.layers as _layers  # noqa: F401
 except ImportError as exc:
     raise ImportError(
         "fx_d2 extends Detectron2, which cannot be imported here "
