@@ -452,6 +452,6 @@ def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         axis, radius = 19.8 * k + 1.4 * fat + 0.04 * y, 4.9 * k + 1.3 * fat
     else:
         axis, radius = 19.4 * k + 0.26 * np.maximum(y - 4.0, 0.0), 5.6 * k + 1.4 * fat
-    arm = 2.0 * radius * np.sqrt(np.clip(1.0 - ((side - axis) / radius) ** 2, 0.0, 1.0))
+    arm = 2.6 * radius * np.sqrt(np.clip(1.0 - ((side - axis) / radius) ** 2, 0.0, 1.0))
     arm *= np.clip((y - 1.0) / 5.0, 0.0, 1.0)
     return (trunk**5 + neck**5 + shoulder**5 + arm**5) ** 0.2

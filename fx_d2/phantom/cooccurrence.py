@@ -223,7 +223,7 @@ def sample_findings(
         chosen = forced or {sorted(chosen)[int(rescue * len(chosen))]}
     extra = []
     if hard_negatives:
-        rates = {**_HARD_NEGATIVES, "ecg_leads": _LEADS.get(source_key, 0.06)}
+        rates = {**_HARD_NEGATIVES, "ecg_leads": _LEADS.get(source_key, 0.03)}
         extra = [name for name, u in zip(rates, chance, strict=True) if u < rates[name]]
     return sorted(chosen) + extra
 

@@ -11,6 +11,7 @@ from fx_d2.phantom.canvas import (
     bezier,
     blur,
     fill,
+    noise_field,
     paint,
     ribbon,
 )
@@ -73,3 +74,10 @@ def add_abdomen(frame: Frame, body: Body, soft: np.ndarray, seed: int) -> None:
         axes = (size * rng.uniform(1.0, 1.7), size * rng.uniform(0.5, 0.9))
         add_ellipsoid(frame, gas, centre, axes, 1.6 * size, rng.uniform(-40, 40), 0.8)
     soft -= blur(gas, 0.1 * frame.px_per_cm)
+
+
+def add_tissue_texture(frame: Frame, soft: np.ndarray, seed: int) -> None:
+    """Uneven fat and muscle, in proportion to the tissue there is."""
+    rng = np.random.default_rng([seed, 37])
+    field = 0.65 * noise_field(frame, rng, 2.4, aspect=1.6) + 0.35 * noise_field(frame, rng, 0.7)
+    soft *= 1.0 + np.float32(0.022) * field

@@ -27,7 +27,7 @@ from fx_d2.phantom.findings import (
 )
 from fx_d2.phantom.findings.base import Scene
 from fx_d2.phantom.lateral import lateral_scene
-from fx_d2.phantom.organs import add_abdomen, airway_layer, diaphragm_mask
+from fx_d2.phantom.organs import add_abdomen, add_tissue_texture, airway_layer, diaphragm_mask
 from fx_d2.phantom.patient import PatientSpec, Pose, View, sample_pose
 from fx_d2.phantom.vessels import lung_texture, vessel_layer
 
@@ -133,6 +133,7 @@ def frontal_scene(
     airway, structures["trachea"] = airway_layer(frame, body)
     soft = chest.soft - airway
     add_abdomen(frame, body, soft, patient.seed)
+    add_tissue_texture(frame, soft, patient.seed)
     # Little of the vessel tree shows where only a thin sheet of lung is left behind the heart.
     aerated = np.clip((chest.air - 2.5) * np.float32(0.11), 0.0, 1.0)
     texture_rng = np.random.default_rng([texture_seed, patient.seed])

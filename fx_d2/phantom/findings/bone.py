@@ -37,7 +37,7 @@ def _crack(
             a = near + edge * half * across
             stroke(frame, ends, [np.stack([a, a + sign * 0.9 * along])], 0.16, 255)
     scene.bone *= 1.0 - np.float32(0.75) * (gap.astype(np.float32) / 255.0)
-    scene.bone += ends.astype(np.float32) * np.float32((0.30 + 0.25 * severity) / 255.0)
+    scene.bone += ends.astype(np.float32) * np.float32((0.18 + 0.20 * severity) / 255.0)
     size = 1.25 * half + 0.5
     return fill(
         frame,

@@ -55,7 +55,7 @@ def _dull_recess(scene: Scene, side: str, severity: float) -> None:
     """The posterior recess below the dome fills first."""
     sign = side_sign(side)
     low = scene.frame.coarse(
-        lambda x, y: ((sign * x > 0.0) & (y > scene.body.dome_y[side] + 0.3)).astype(np.float32)
+        lambda x, y: ((sign * x > 0.0) & (y > scene.body.dome_y[side] - 0.8)).astype(np.float32)
     )
     lung = scene.lung(side)
     scene.air *= 1.0 - np.float32(min(1.0, 0.6 + severity)) * low * ~lung
@@ -88,7 +88,8 @@ def draw_pneumothorax(scene: Scene, spec: FindingSpec, rng: np.random.Generator)
         outline = cavity_outline(body, side)
         hilum = np.array(hilum_of(scene, side)) + np.array((side_sign(side) * 0.8, 1.0))
         height = np.clip(outline[:, 1] / body.span, 0.0, 1.0)
-        shrink = np.interp(height, (0.0, 0.35, 0.7, 1.0), (1.0, 0.62, 0.26, 0.06))
+        shrink = np.interp(height, (0.0, 0.35, 0.7, 0.97), (1.0, 0.62, 0.26, 0.0))
+        shrink[: len(dome_line(body, side))] = 0.0  # the base stays where it is
         shrink *= 0.10 + 0.46 * severity**1.2
         inner = hilum + (outline - hilum) * (1.0 - shrink[:, None])
         collapsed = fill(frame, [inner])
@@ -97,7 +98,8 @@ def draw_pneumothorax(scene: Scene, spec: FindingSpec, rng: np.random.Generator)
         scene.air *= 1.0 + np.float32(0.26) * cover
         scene.vessels *= 1.0 - cover
         scene.texture *= 1.0 - 0.92 * cover
-        scene.air *= 1.0 - np.float32(0.10 + 0.25 * severity) * (collapsed & scene.lung(side))
+        cavity = scene.chest.cavity[side] if scene.chest is not None else scene.lung(side)
+        scene.air *= 1.0 - np.float32(0.10 + 0.25 * severity) * (collapsed & cavity)
         canvas = np.zeros(frame.shape, np.uint8)
         stroke(frame, canvas, [inner[36:]], 0.09, 255)
         scene.shadow += canvas.astype(np.float32) * np.float32(1.3 / 255.0) * scene.lung(side)
