@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -100,28 +101,34 @@ def source_root(key: str) -> Path:
 
 
 def reader_of(source: Source) -> Reader:
-    """The ``read`` function of a row: a module of ``readers``, or a dotted path elsewhere."""
+    """The ``read`` of a row: a function, a module of ``readers``, or any other module."""
     name = source.reader
-    if callable(name):
+    if not isinstance(name, str):
         return name
-    path = name if "." in name else f"{__package__}.readers.{name}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not f"{path}.".startswith(f"{exc.name}."):
-            raise  # the reader is there, but something it imports is not
+    module = _import_first(name if "." in name else f"{__package__}.readers.{name}", name)
+    if module is None:
         raise DataError(
             f"source {source.key!r} names the reader {name!r}, which cannot be imported",
-            expected="a module of fx_d2.data.readers, or a dotted path that Python can import",
+            expected="a module of fx_d2.data.readers, or the path of another module",
             fix="correct `reader` in the source's row, or put its folder on PYTHONPATH",
-        ) from exc
+        )
     read = getattr(module, "read", None)
     if not callable(read):
         raise DataError(
-            f"reader {path!r} has no function read(request)",
+            f"reader {module.__name__!r} has no function read(request)",
             fix="define `def read(request: ReadRequest) -> Iterator[Record]` in it",
         )
     return read
+
+
+def _import_first(*paths: str) -> ModuleType | None:
+    for path in paths:
+        try:
+            return importlib.import_module(path)
+        except ModuleNotFoundError as exc:
+            if exc.name is None or not f"{path}.".startswith(f"{exc.name}."):
+                raise  # the reader is there, but something it imports is not
+    return None
 
 
 def _is_phantom(root: Path) -> bool:
