@@ -370,7 +370,7 @@ def _recess_share(body: Body, side: str, x: np.ndarray, y: np.ndarray) -> np.nda
     below = y - top
     wall = body.wall_x(y)
     inside = np.clip((wall - np.abs(x)) / 1.5, 0.0, 1.0) * np.clip((sign * x - 0.5) / 1.5, 0.0, 1.0)
-    return np.where(below > -0.6, 0.30 * np.exp(-np.maximum(below, 0.0) / 2.6), 0.0) * inside
+    return np.where(below > -0.6, 0.20 * np.exp(-np.maximum(below, 0.0) / 2.6), 0.0) * inside
 
 
 def _mediastinal_tissue(
@@ -387,7 +387,7 @@ def _mediastinal_tissue(
         from_spine = (x - body.spine_x(y) - 0.5 * body.mediastinum_shift) / 3.2
         # On the diaphragm heart and liver touch: no lung is left in front of or behind them.
         resting = np.clip((y - floor + 3.2) / 3.2, 0.0, 1.0) ** 1.5
-        return body.depth_at(y) * (0.40 + 0.62 * np.exp(-(from_spine**2)) + 0.55 * resting)
+        return body.depth_at(y) * (0.42 + 0.52 * np.exp(-(from_spine**2)) + 0.50 * resting)
 
     tissue = rounded * frame.coarse(content)
     for part in (*heart, *vessels[:2]):

@@ -69,7 +69,7 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     x = side_sign(side) * x + turn + body.spine_x(y) * np.cos(phi).clip(0.0)
     path = np.stack([x, y], axis=1)
     level = np.abs(path_normals(path)[:, 1])  # 1 where the rib runs horizontally
-    size = (0.62 + 0.02 * min(k, 7)) * body.half_width / 14.0 * (1.0 + 0.05 * jitter[3])
+    size = (0.54 + 0.04 * min(k, 4)) * body.half_width / 14.0 * (1.0 + 0.05 * jitter[3])
     half = size * (0.38 + 0.62 * level) * (1.0 + 0.18 * (phi > np.pi / 2) * np.sin(phi - np.pi / 2))
     fold = int(np.searchsorted(phi, np.pi / 2)) + 1
     fold = min(max(fold, 3), len(phi))

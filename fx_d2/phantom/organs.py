@@ -80,4 +80,4 @@ def add_tissue_texture(frame: Frame, soft: np.ndarray, seed: int) -> None:
     """Uneven fat and muscle, in proportion to the tissue there is."""
     rng = np.random.default_rng([seed, 37])
     field = 0.65 * noise_field(frame, rng, 2.4, aspect=1.6) + 0.35 * noise_field(frame, rng, 0.7)
-    soft *= 1.0 + np.float32(0.022) * field
+    soft *= 1.0 + np.float32(0.012) * field

@@ -54,11 +54,13 @@ def _meniscus(body: Body, side: str, severity: float, x: np.ndarray, y: np.ndarr
 def _dull_recess(scene: Scene, side: str, severity: float) -> None:
     """The posterior recess below the dome fills first."""
     sign = side_sign(side)
-    low = scene.frame.coarse(
-        lambda x, y: ((sign * x > 0.0) & (y > scene.body.dome_y[side] - 0.8)).astype(np.float32)
-    )
-    lung = scene.lung(side)
-    scene.air *= 1.0 - np.float32(min(1.0, 0.6 + severity)) * low * ~lung
+
+    def recess(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        below = np.clip((y - scene.body.dome_y[side] + 0.8) / 0.5, 0.0, 1.0)
+        return below * np.clip((sign * x + 0.5) / 1.5, 0.0, 1.0)
+
+    dull = np.float32(min(1.0, 0.6 + severity)) * scene.frame.coarse(recess)
+    scene.air *= 1.0 - dull * ~scene.lung(side)
 
 
 def _lateral_level(scene: Scene, lung: np.ndarray, severity: float) -> np.ndarray:
