@@ -1,4 +1,4 @@
-"""The frontal chest as a handful of numbers (`Body`), its outlines and its thickness maps.
+"""The frontal chest as a handful of numbers (`Body`) and the outlines that follow from them.
 
 Every length is in centimetres. y = 0 is the lung apex, x = 0 the midline, x > 0 the patient's left.
 Findings that change shape (cardiomegaly, emphysema, volume loss ...) edit the `Body` before
@@ -9,19 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import cv2
 import numpy as np
 
 from fx_d2.phantom.canvas import (
-    Frame,
-    add_ellipsoid,
     bezier,
-    blur,
     ellipse_points,
-    fill,
-    paint,
-    ribbon,
-    soft_fill,
 )
 from fx_d2.phantom.patient import PatientSpec, Pose
 
@@ -292,166 +284,3 @@ def vessel_parts(body: Body) -> list[Ellipse]:
             (edge + 1.1 + shift, hilum_y + 0.1), (1.0 * hilum, 2.2 * hilum), 2.5 * hilum, -18.0
         ),
     ]
-
-
-@dataclass
-class Chest:
-    """Masks and thickness maps of one frontal exposure, all (H, W)."""
-
-    frame: Frame
-    body: Body
-    structures: dict[str, np.ndarray]
-    cavity: dict[str, np.ndarray]
-    soft: np.ndarray
-    air: np.ndarray
-    tissue: np.ndarray
-
-    @property
-    def lungs(self) -> np.ndarray:
-        """Both lung fields, bool (H, W)."""
-        return self.structures["left_lung"] | self.structures["right_lung"]
-
-
-def build_chest(frame: Frame, body: Body) -> Chest:
-    """Draw the silhouettes and integrate tissue and air along the beam."""
-    heart = heart_parts(body)
-    vessels = vessel_parts(body)
-    middle = mediastinum_outline(body)
-    base = heart_base(body)
-    heart_mask = _rounded(frame, fill(frame, [*[part.outline() for part in heart], base]))
-    middle_mask = fill(frame, [middle, *[v.outline() for v in vessels[:2]]])
-    silhouette = _rounded(frame, heart_mask | middle_mask)
-    thorax = frame.coarse(lambda x, y: _thorax_rows(body, y) + 0.0 * x) > 0.5
-    aorta = ribbon(aorta_path(body), 0.95 * body.knob_cm)
-    structures = {
-        "heart": heart_mask,
-        "aorta": fill(frame, [aorta, vessels[0].outline()]),
-        "mediastinum": heart_mask | (silhouette & thorax),
-    }
-    depth = frame.coarse(lambda x, y: _cavity_depth(body, x, y))
-    tissue = _mediastinal_tissue(frame, body, silhouette, heart, vessels)
-    air = frame.zeros()
-    cavity: dict[str, np.ndarray] = {}
-    for side in SIDES:
-        outline = cavity_outline(body, side)
-        cavity[side] = fill(frame, [outline])
-        structures[f"{side}_lung"] = cavity[side] & ~silhouette & ~heart_mask
-        below = frame.coarse(lambda x, y, s=side: _recess_share(body, s, x, y))
-        share = np.maximum(soft_fill(frame, [outline]), below) * np.float32(body.lung_air[side])
-        air = np.maximum(air, share)
-    air *= np.maximum(depth - tissue, 0.0)
-    soft = frame.coarse(lambda x, y: body_thickness(body, x, y))
-    _add_breasts(frame, body, soft)
-    return Chest(frame, body, structures, cavity, soft, air, tissue)
-
-
-def _rounded(frame: Frame, mask: np.ndarray) -> np.ndarray:
-    """Round the notches between overlapping outlines as fat and pericardium do."""
-    return blur(mask.astype(np.float32), 0.55 * frame.px_per_cm) > 0.5
-
-
-def _thorax_rows(body: Body, y: np.ndarray) -> np.ndarray:
-    """1 between the lung apex and the lower dome, the extent of the truth mask in the middle."""
-    return ((y > 0.4) & (y < max(body.dome_y.values()) + 0.6)).astype(np.float32)
-
-
-def _cavity_depth(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Front-to-back depth of the inside of the rib cage; never zero just inside the wall."""
-    u = np.clip(np.abs(x) / np.maximum(body.wall_x(y), 0.1), 0.0, 1.0)
-    return body.depth_at(y) * np.maximum(np.sqrt(1.0 - u**3.6), 0.30)
-
-
-def _recess_share(body: Body, side: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Part of the depth that is still lung below a dome: the posterior recess."""
-    sign = _SIGN[side]
-    line = dome_line(body, side)
-    order = np.argsort(line[:, 0])
-    top = np.interp(x, line[order, 0], line[order, 1])
-    below = y - top
-    wall = body.wall_x(y)
-    inside = np.clip((wall - np.abs(x)) / 1.5, 0.0, 1.0) * np.clip((sign * x - 0.5) / 1.5, 0.0, 1.0)
-    return np.where(below > -0.6, 0.20 * np.exp(-np.maximum(below, 0.0) / 2.6), 0.0) * inside
-
-
-def _mediastinal_tissue(
-    frame: Frame, body: Body, mask: np.ndarray, heart: list[Ellipse], vessels: list[Ellipse]
-) -> np.ndarray:
-    """Soft tissue that displaces lung, (H, W): mediastinum, heart, great vessels, hila, aorta."""
-    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
-    inward = np.minimum(distance / np.float32(3.6 * frame.px_per_cm), 1.0)
-    rounded = blur(np.sqrt(inward * (2.0 - inward)), max(0.6, 0.03 * frame.px_per_cm))
-
-    floor = 0.5 * (body.dome_y["left"] + body.dome_y["right"])
-
-    def content(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        from_spine = (x - body.spine_x(y) - 0.5 * body.mediastinum_shift) / 3.2
-        # On the diaphragm heart and liver touch: no lung is left in front of or behind them.
-        resting = np.clip((y - floor + 3.2) / 3.2, 0.0, 1.0) ** 1.5
-        return body.depth_at(y) * (0.42 + 0.52 * np.exp(-(from_spine**2)) + 0.50 * resting)
-
-    tissue = rounded * frame.coarse(content)
-    for part in (*heart, *vessels[:2]):
-        add_ellipsoid(frame, tissue, part.centre, part.axes, 0.30 * part.depth, part.angle_deg)
-    for part in vessels[2:]:
-        add_ellipsoid(frame, tissue, part.centre, part.axes, part.depth, part.angle_deg, 1.5)
-    tube = np.zeros(frame.shape, np.uint8)
-    for share, level in ((1.0, 110), (0.9, 165), (0.7, 215), (0.45, 245)):
-        paint(frame, tube, ribbon(aorta_path(body), 0.95 * body.knob_cm * share), level)
-    tissue += tube.astype(np.float32) * np.float32(1.9 * body.knob_cm / 255.0)
-    return tissue
-
-
-def _add_breasts(frame: Frame, body: Body, soft: np.ndarray) -> None:
-    """Breast tissue: fades upwards, ends in a sharp fold below."""
-    if body.breast <= 0.0:
-        return
-    size = 4.2 + 2.6 * body.breast
-    low = 0.72 * body.span + 3.4 * body.breast
-    for side in SIDES:
-        x0 = side_sign(side) * 0.64 * body.half_width
-
-        def mound(x: np.ndarray, y: np.ndarray, x0: float = x0) -> np.ndarray:
-            u = (x - x0) / (1.1 * size)
-            fold = low - 0.75 * size * np.minimum(u * u, 2.0)
-            drop = (fold - y) / size
-            rise = np.clip(drop / 0.45, 0.0, 1.0) ** 0.6 * np.exp(-np.maximum(drop, 0.0) / 0.75)
-            return rise * np.clip(1.3 - u * u, 0.0, 1.0) * (0.9 + 3.4 * body.breast)
-
-        soft += frame.coarse(mound)
-
-
-def trunk_half_width(body: Body, y: np.ndarray) -> np.ndarray:
-    """Skin half width of the trunk below the arm pits."""
-    wall = np.maximum(body.wall_x(y), 0.6 * body.half_width)
-    flank = 1.9 * np.exp(-(((y - 7.0) / 6.0) ** 2))  # latissimus and the fold of the arm pit
-    return wall + 2.7 + 2.6 * body.habitus + flank + 0.05 * np.maximum(y - 8.0, 0.0)
-
-
-def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Front-to-back thickness of the whole body, air included: trunk, neck, shoulders, arms."""
-    k = body.half_width / 14.0
-    fat = body.habitus
-    side = np.abs(x)
-    trunk_x = np.clip(side / trunk_half_width(body, y), 0.0, 1.0)
-    inner = body.depth_at(np.maximum(y, 0.0)) + 3.4 + 6.0 * fat
-    fade = np.clip((y + 3.0) / 6.0, 0.0, 1.0)
-    trunk = inner * np.sqrt(1.0 - trunk_x**7.0) * (0.35 + 0.65 * fade) * (y > -3.2)
-    neck_half = k * (5.6 + 0.8 * fat) + np.maximum(y + 3.0, 0.0)
-    neck = (11.0 + 2.0 * fat) * np.sqrt(np.clip(1.0 - (side / neck_half) ** 2, 0.0, 1.0))
-    neck *= np.clip((5.0 - y) / 6.0, 0.0, 1.0)
-    line = np.interp(
-        side / k,
-        (0.0, 5.0, 6.5, 9.0, 13.0, 17.0, 19.5, 21.5, 22.6, 23.0),
-        (-9.0, -6.5, -4.4, -3.0, -1.9, -1.0, 0.6, 3.2, 7.0, 30.0),
-    )
-    line = line - 0.8 * fat
-    shoulder = (16.5 + 3.0 * fat) * np.sqrt(np.clip((y - line) / 4.5, 0.0, 1.0))
-    shoulder *= np.clip((17.0 - y - 0.30 * (side - 12.0 * k)) / 9.0, 0.0, 1.0)
-    shoulder *= np.clip((23.0 * k - side) / 2.0, 0.0, 1.0)
-    if body.arms_down:
-        axis, radius = 19.8 * k + 1.4 * fat + 0.04 * y, 4.9 * k + 1.3 * fat
-    else:
-        axis, radius = 19.4 * k + 0.26 * np.maximum(y - 4.0, 0.0), 5.6 * k + 1.4 * fat
-    arm = 2.6 * radius * np.sqrt(np.clip(1.0 - ((side - axis) / radius) ** 2, 0.0, 1.0))
-    arm *= np.clip((y - 1.0) / 5.0, 0.0, 1.0)
-    return (trunk**5 + neck**5 + shoulder**5 + arm**5) ** 0.2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fx_d2.phantom.anatomy import Body, build_chest, make_body
+from fx_d2.phantom.anatomy import Body, make_body
 from fx_d2.phantom.bones import (
     clavicle_layer,
     rib_curves,
@@ -17,6 +17,7 @@ from fx_d2.phantom.bones import (
     spine_layer,
 )
 from fx_d2.phantom.canvas import Frame, blur
+from fx_d2.phantom.chest import build_chest
 from fx_d2.phantom.findings import (
     Finding,
     FindingSpec,

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from fx_d2.phantom.anatomy import Body, Chest
+from fx_d2.phantom.anatomy import Body
 from fx_d2.phantom.canvas import Frame, blur, noise_field
+from fx_d2.phantom.chest import Chest
 from fx_d2.phantom.patient import View
 
 ZONES = ("upper", "middle", "lower")

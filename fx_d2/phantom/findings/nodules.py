@@ -161,7 +161,7 @@ def draw_tb_cavity(scene: Scene, spec: FindingSpec, rng: np.random.Generator) ->
         outside, inside, lump = _ring(
             scene, side, spec.zone, rng, diameter=2.0 + 1.8 * severity, wall=0.45
         )
-        reach = tuple(1.5 * a + 0.5 for a in lump.axes)
+        reach = (1.5 * lump.axes[0] + 0.5, 1.5 * lump.axes[1] + 0.5)
         halo = fill(scene.frame, [Lump.draw(rng, lump.centre, reach, 0.2).outline()])
         mask = (halo & scene.lung(side)) | outside
         share = 0.5 * feathered(scene, mask, 1.2) * mottle(scene, rng, 0.6) * ~inside

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, cavity_outline, dome_line, side_sign
@@ -30,7 +32,7 @@ def draw_effusion(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> 
             scene.fill_air(np.clip(0.8 * cover, 0.0, 0.95))
             drawn.append(Drawn(mask, side))
             continue
-        level = frame.coarse(lambda x, y, s=side: _meniscus(scene.body, s, severity, x, y))
+        level = frame.coarse(partial(_meniscus, scene.body, side, severity))
         mask = lung & (level > 0.0)
         cavity = scene.chest.cavity[side] if scene.chest is not None else lung
         cover = np.clip(level / (0.9 + 0.8 * severity) + 0.2, 0.0, 1.0) * (level > 0.0) * cavity
