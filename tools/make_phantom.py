@@ -10,7 +10,7 @@ Montgomery, VinDr-RibCXR, MURA, covid19_seg) get about --size pixels along their
 Where the provider fixes the frame (1024 for NIH, RSNA, SIIM-ACR, CANDID-PTX, ChestX-Det and NODE21,
 2048 for JSRT, 512 for TBX11K, 299 and 256 for the COVID-19 sets) the frame stays, because run
 lengths and boxes refer to it, and --size is the detail it is drawn with before it is enlarged.
-Without --size everything is native: slower, and some 25 MB per patient and source.
+Without --size everything is native: some 7 seconds and 36 MB per patient over all sources.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fx_d2.data.sources import get_source
-from fx_d2.phantom.world import WorldError, make_world, read_mark
+from fx_d2.phantom.world import FULL_PATIENTS, WorldError, make_world, read_mark
 from fx_d2.phantom.writers import writers_of
 
 FAILED = 2
@@ -38,7 +38,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder, or a world")
     parser.add_argument(
-        "--patients", type=int, required=True, help="per source; 10 populate every split"
+        "--patients",
+        type=int,
+        required=True,
+        help=f"per source; from {FULL_PATIENTS} on every split has images",
     )
     parser.add_argument("--seed", type=int, required=True, help="same seed, same bytes")
     parser.add_argument(
@@ -101,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - began
     print(f"wrote {', '.join(written) or 'nothing: all of it was there'} in {seconds:.1f} s")
     print(f"the world holds {len(mark.get('sources', ()))} sources in {megabytes(args.out):.0f} MB")
+    if args.patients < FULL_PATIENTS:
+        print(f"with fewer than {FULL_PATIENTS} patients some validation splits are empty")
     print(f"use it:  export DETECTRON2_DATASETS={shlex.quote(str(args.out.resolve()))}")
     return 0
 

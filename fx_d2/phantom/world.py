@@ -32,6 +32,7 @@ MARK = "PHANTOM.json"
 TRUTH = "_truth"
 _PARTIAL = ".partial-"
 MIN_PATIENTS = 3  # three published parts need three patients
+FULL_PATIENTS = 9  # fewer leave a validation split of some source empty
 MIN_SIZE_PX = 64
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -72,7 +73,8 @@ def make_world(
 
     Args:
         out: its folder: new, empty, or a world of the same seed, patients and size_px.
-        patients: per source, each with one or more images.
+        patients: per source, each with one or more images. From `FULL_PATIENTS` on, every
+            registered split has images.
         seed: same seed, same bytes.
         sources: keys; all by default. Sources that share files come together.
         size_px: detail. Images of sources without a fixed size have about this shorter side;
@@ -97,6 +99,7 @@ def make_world(
         for writer in writers:
             if set(writer.keys) <= done and not force:
                 continue
+            _refuse_foreign(root, writer, done, force=force)
             _write_family(root, writer, parameters, pool, progress)
             done |= set(writer.keys)
             _write_mark(root, parameters, done)
@@ -142,6 +145,15 @@ def _prepare(root: Path, parameters: Parameters, *, force: bool) -> set[str]:
     _remove(root, [*ours, TRUTH, *(p.name for p in root.glob(f"{_PARTIAL}*"))])
     _write_mark(root, parameters, set())
     return set()
+
+
+def _refuse_foreign(root: Path, writer: Writer, done: set[str], *, force: bool) -> None:
+    """A folder that the mark does not list may be the user's own data: never delete it unasked."""
+    found = [folder for folder in writer.folders if (root / folder).exists()]
+    if found and not set(writer.keys) <= done and not force:
+        raise WorldError(
+            f"{root / found[0]} is there, but this world did not write it: move it, or use force"
+        )
 
 
 def _remove(root: Path, names: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import fx_d2.phantom.writers as writers_package
 from fx_d2.data.sources import SOURCES, get_source
 from fx_d2.phantom.findings import FINDINGS
 from fx_d2.phantom.vocabulary_map import TABLES, classes_of
-from fx_d2.phantom.world import MARK, WorldError, make_world, read_mark, read_truth
+from fx_d2.phantom.world import FULL_PATIENTS, MARK, WorldError, make_world, read_mark, read_truth
 from fx_d2.phantom.writers import WRITERS
 from fx_d2.phantom.writers.base import Member, allot
 from fx_d2.phantom.writers.runs_out import absolute_row_runs, filled, relative_column_runs, rings_of
@@ -192,6 +192,29 @@ def test_an_interrupted_world_is_completed(small: Path, tmp_path: Path, monkeypa
     assert make_world(root, sources=["node21", "montgomery"], **FAST) == ["montgomery"]
     every, found = digests(small), digests(root)
     assert found == {path: every[path] for path in found}
+
+
+def test_a_folder_that_the_world_did_not_write_is_never_replaced(tmp_path: Path) -> None:
+    root = tmp_path / "world"
+    make_world(root, sources=["montgomery"], **FAST)
+    (root / "nih14").mkdir()
+    (root / "nih14" / "mine.png").write_bytes(b"x")
+    with pytest.raises(WorldError, match="did not write it"):
+        make_world(root, sources=["nih14"], **FAST)
+    assert (root / "nih14" / "mine.png").exists()
+
+
+def test_from_nine_patients_on_every_split_has_images() -> None:
+    for patients in (FULL_PATIENTS - 1, FULL_PATIENTS, 10, 11, 12, 17, 30):
+        empty = []
+        for writer in WRITERS:
+            counts = allot(writer.parts, patients)
+            for key in writer.keys:
+                for split, part in get_source(key).splits.items():
+                    n = counts.get(part.name, 0) - (key == "chexmask_vindr")  # one of low quality
+                    if key != "cxr_lt" and round(part.high * n) <= round(part.low * n):
+                        empty.append(f"{key} {split}")
+        assert bool(empty) == (patients < FULL_PATIENTS), (patients, empty)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ def test_it_writes_a_world_and_says_how_to_use_it(tmp_path: Path, capsys) -> Non
     assert call("--out", str(out), "--sources", "montgomery, jsrt") == 0
     text = capsys.readouterr().out
     assert "montgomery, jsrt" in text and f"DETECTRON2_DATASETS='{out}'" in text and " MB" in text
+    assert "some validation splits are empty" in text
     assert (out / "MontgomerySet" / "CXR_png").is_dir()
     assert call("--out", str(out), "--sources", "montgomery") == 0
     assert "all of it was there" in capsys.readouterr().out
