@@ -36,6 +36,17 @@ def test_the_cut_is_the_same_on_every_machine():
 RECORDED = ["p2", "p4", "p5"]
 
 
+def test_leaving_patients_out_moves_nobody_in_a_large_source():
+    many = [f"{i:032x}" for i in range(6000)]
+    fewer = [p for i, p in enumerate(many) if i % 20]
+    sides = [(0.0, 0.9), (0.9, 1.0)]
+    whole = [patients_between(many, *side, salt="vindr-cxr") for side in sides]
+    part = [patients_between(fewer, *side, salt="vindr-cxr") for side in sides]
+    assert part[0] == whole[0] & set(fewer) and part[1] == whole[1] & set(fewer)
+    assert whole[0] | whole[1] == set(many) and not whole[0] & whole[1]
+    assert abs(len(whole[1]) - 600) < 4 * (6000 * 0.9 * 0.1) ** 0.5
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.6, 0.5), (-0.1, 0.5), (0.5, 1.1)])
 def test_impossible_shares(low, high):
     with pytest.raises(ValueError, match="fractions"):
