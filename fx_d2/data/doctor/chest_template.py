@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from .facts import THUMB_PX
 
+_BLOCK = 4096  # thumbnails compared at a time: bounds memory
+
 Image = npt.NDArray[np.float64]
 
 # How a picture lies that np.rot90 sets upright in k quarter turns (anticlockwise).
@@ -64,18 +66,27 @@ def turn_scores(thumbs: npt.NDArray[np.generic], template: Image) -> npt.NDArray
     A mirror image scores as its original when the template is symmetric, so these four stand for
     all eight ways to lay down a picture.
     """
-    flat = thumbs.reshape(len(thumbs), THUMB_PX * THUMB_PX).astype(np.float64)
-    flat -= flat.mean(axis=1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
     # Turning the template back is the same as turning every thumbnail.
     turned = np.stack([np.rot90(template, -k).ravel() for k in range(4)], axis=1)
-    return flat @ turned
+    return _correlations(thumbs, turned)
+
+
+def _correlations(
+    thumbs: npt.NDArray[np.generic], patterns: npt.NDArray[np.float64], *, mirror: bool = False
+) -> npt.NDArray[np.float64]:
+    """Correlation of (N, S, S) thumbnails, or of their left-right differences, with (S * S, K)."""
+    out = np.empty((len(thumbs), patterns.shape[1]))
+    for start in range(0, len(thumbs), _BLOCK):
+        values = thumbs[start : start + _BLOCK].astype(np.float64)
+        if mirror:
+            values -= values[:, :, ::-1].copy()
+        flat = values.reshape(len(values), THUMB_PX * THUMB_PX)
+        flat -= flat.mean(axis=1, keepdims=True)
+        flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
+        out[start : start + _BLOCK] = flat @ patterns
+    return out
 
 
 def heart_side(thumbs: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     """Correlation of the left-right difference with the heart's; positive: it lies right."""
-    values = thumbs.astype(np.float64)
-    difference = values - values[:, :, ::-1]
-    flat = difference.reshape(len(thumbs), THUMB_PX * THUMB_PX)
-    flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
-    return flat @ heart_template().ravel()
+    return _correlations(thumbs, heart_template().reshape(-1, 1), mirror=True)[:, 0]

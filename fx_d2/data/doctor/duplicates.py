@@ -42,8 +42,7 @@ def detail(thumb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 def same_pictures(exam: Examination) -> list[tuple[int, int]]:
     """Pairs of different files that show the same picture."""
     table = exam.facts
-    files = np.flatnonzero(table.decoded)
-    files = files[table.thumbs[files].std(axis=(1, 2)) > _FLAT] if len(files) else files
+    files = np.flatnonzero(table.decoded & (table.contrast > _FLAT))
     pairs = []
     n_read = 0
     for i, j, _ in near_pairs(table.numbers["hash"][files], RADIUS_BITS):

@@ -147,6 +147,13 @@ class Examination:
                 )
             except DataError as exc:
                 part.error = exc
+            except Exception as exc:  # a bug in somebody's reader is a finding too
+                part.error = DataError(
+                    f"the reader failed: {type(exc).__name__}: {exc}",
+                    file=folder,
+                    expected="records, or a DataError",
+                    fix="correct the reader, or report it with this line",
+                )
             part.first = len(self.entries)
             self._collect(len(self.parts), part, file_numbers)
             self.parts.append(part)

@@ -203,6 +203,7 @@ class FactTable:
     def __init__(self, n_files: int) -> None:
         self.numbers = np.zeros(n_files, dtype=self._NUMBERS)
         self.thumbs = np.zeros((n_files, THUMB_PX, THUMB_PX), dtype=np.uint8)
+        self.contrast = np.zeros(n_files, dtype=np.float32)  # standard deviation of the thumbnail
         self.looked = np.zeros(n_files, dtype=bool)  # opened, whatever came of it
         self.decoded = np.zeros(n_files, dtype=bool)  # has pixels and a thumbnail
         self.errors: dict[int, str] = {}
@@ -223,4 +224,5 @@ class FactTable:
             self.storage[index] = (facts.mode, facts.photometric)
         if facts.thumb is not None:
             self.thumbs[index] = facts.thumb
+            self.contrast[index] = facts.thumb.std()
             self.decoded[index] = True

@@ -131,7 +131,8 @@ def check(
 def check_table() -> str:
     """The checks as a Markdown table, as it stands in ``docs/doctor.md``."""
     lines = ["| check | severity | what it finds | what to do |", "|---|---|---|---|"]
-    lines += [f"| `{c.id}` | {c.severity} | {c.what} | {c.fix} |" for c in CHECKS.values()]
+    rows = sorted(CHECKS.values(), key=lambda c: c.id)
+    lines += [f"| `{c.id}` | {c.severity} | {c.what} | {c.fix} |" for c in rows]
     return "\n".join(lines) + "\n"
 
 

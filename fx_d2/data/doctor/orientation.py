@@ -20,6 +20,8 @@ INVERTED_SLACK = (
     0.10  # plain inversion is preferred to inversion and a turn that fits little better
 )
 MIN_FOR_MEAN = 8  # images before a source's own mean is used beside the template
+_MAX_FOR_MEAN = 2000
+_FLAT = 8  # grey values of 255
 MIN_FOR_MIRROR = 12
 MIRROR_MEAN = -0.04  # mean heart_side; 12 real radiographs at random stay above, see docs/doctor.md
 
@@ -60,11 +62,11 @@ def find_poses(exam: Examination, key: str) -> Poses:
     files = exam.files_of(key, frontal=True)
     files = files[exam.facts.decoded[files]]
     # A picture without contrast has no pose.
-    files = files[exam.facts.thumbs[files].std(axis=(1, 2)) > 8] if len(files) else files
+    files = files[exam.facts.contrast[files] > _FLAT]
     thumbs = exam.facts.thumbs[files]
     scores = turn_scores(thumbs, chest_template())
     if len(files) >= MIN_FOR_MEAN:
-        mean = np.median(thumbs, axis=0)
+        mean = np.median(thumbs[:: max(1, len(thumbs) // _MAX_FOR_MEAN)], axis=0)
         mean = normalised(mean + mean[:, ::-1])
         turn, inverted = _judge(turn_scores(mean[None], chest_template()))
         # Only a source that is upright as a whole may say what upright is.

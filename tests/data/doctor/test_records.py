@@ -169,6 +169,38 @@ def test_a_reader_that_gives_up_does_not_stop_the_others(tmp_path: Path) -> None
     }
 
 
+def test_a_bug_in_a_reader_is_a_finding(tmp_path: Path) -> None:
+    def read_part(source: Source, part: str, folder: Path) -> tuple[list[Any], RowReport]:
+        raise ZeroDivisionError("oops")
+
+    report, _ = examine(tmp_path, [LAX], read_part=read_part)
+    assert [f.check for f in report.findings] == ["index/unreadable"] * 2
+    assert "ZeroDivisionError: oops" in report.findings[0].found
+
+
+def test_the_doctor_survives_whatever_is_on_disk(
+    copy_of: Callable[..., Path], clean_world: Path
+) -> None:
+    keys = ["nih14", "chexpert", "montgomery", "siim_acr", "chestx_det"]
+    root = copy_of(keys)
+    rng = np.random.default_rng(11)
+    sources = [get_source(key) for key in keys]
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name != "PHANTOM.json")
+    indexes = [p for p in files if p.suffix in (".csv", ".txt", ".json")]
+    for round_number in range(25):
+        path = files[rng.integers(len(files))] if round_number % 2 else indexes[round_number // 2]
+        original = path.read_bytes()
+        damaged = bytearray(original)
+        for position in rng.integers(0, len(original), 8):
+            damaged[position] = int(rng.integers(256))
+        cut = len(damaged) if round_number % 3 else int(rng.integers(len(damaged)))
+        path.write_bytes(bytes(damaged[:cut]))
+        report, _ = examine(root, sources, Options(decode=False))
+        assert all(f.fix and f.found for f in report.findings)
+        path.write_bytes(original)
+    assert examine(root, sources, Options(decode=False))[0].exit_code == 0
+
+
 def test_worker_processes_see_what_one_process_sees(tmp_path: Path) -> None:
     jobs = []
     for i in range(5):
