@@ -136,8 +136,10 @@ def _read_labels(request: ReadRequest, path: Path, images: dict[str, _Image]) ->
     _reject_ids(ReadReport(), frame, table, good)  # raises: whose vote it is, nobody knows
     votes: dict[str, dict[str, np.ndarray]] = {}
     spoilt = set(frame["image_id"][~good])  # two of three votes would be another label
+    ids = frame["image_id"].to_numpy(dtype=object)
+    readers = frame["rad_id"].to_numpy(dtype=object) if train else np.full(len(frame), "")
     for row in np.flatnonzero(good):
-        image_id, reader = frame["image_id"].iat[row], frame["rad_id"].iat[row] if train else ""
+        image_id, reader = ids[row], readers[row]
         images.setdefault(image_id, _Image(line_of(int(row))))
         earlier = votes.setdefault(image_id, {}).setdefault(reader, cells[row])
         if not np.array_equal(earlier, cells[row]):
@@ -235,7 +237,9 @@ def _annotations(
     need = request.option("min_readers", 1)
     annotations = []
     for category, name in enumerate(request.source.thing_classes):
-        by_reader = boxes.get(name, {})
+        by_reader = boxes.get(name)
+        if not by_reader:
+            continue
         if request.part == "train":
             # Sorted, so that the result does not depend on the order of rows in the file.
             drawn = [np.array(sorted(by_reader[reader])) for reader in sorted(by_reader)]
