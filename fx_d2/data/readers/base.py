@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import DataError, ReadReport
 from ..source import Source
 from .tables import bad_cell, checked_labels, label_columns, line_of, number, read_table, reject
@@ -228,8 +226,7 @@ def fit_box(
             f"box (x0, y0, x1, y1) = {[float(x0), float(y0), float(x1), float(y1)]} {what}",
             file=file,
             row=row,
-            expected="x1 > x0, y1 > y0"
-            + f", within {wide} x {high} (width x height)",
+            expected="x1 > x0, y1 > y0" + f", within {wide} x {high} (width x height)",
             fix="check the box convention and that table and images are of one release",
         )
     return box
