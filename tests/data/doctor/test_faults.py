@@ -12,7 +12,9 @@ from fx_d2.data.doctor import CHECKS, Report, examine
 from fx_d2.phantom.writers import WRITERS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from planted_faults import FAULTS, Fault
+import faults_of_annotations  # noqa: F401
+import faults_of_files  # noqa: F401
+from fault_tools import FAULTS, Fault
 
 ELSEWHERE = {"index/record"}  # needs a faulty reader, not a faulty file: test_records.py
 
