@@ -48,7 +48,6 @@ DIST_VERSION = "0.6"
 SDIST_NAME = "pb1-detectron2-0.6.tar.gz"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 OFFICIAL_URL = "git+https://github.com/facebookresearch/detectron2.git"
-DEFAULT_INDEX = "the default index"
 
 # The distribution is 0.5 MB packed and 3 MB unpacked, in 330 files.
 _MAX_DOWNLOAD_BYTES = 8 << 20
@@ -94,9 +93,20 @@ def pip_settings() -> dict[str, str]:
 
 def index_urls(settings: dict[str, str]) -> list[str]:
     """The package indexes that pip is set up for, in pip's order."""
-    main = settings.get("index-url", DEFAULT_INDEX).split()
-    urls = main + settings.get("extra-index-url", "").split()
-    return [url.rstrip("/") for url in urls]
+    main = settings["index-url"].split() if "index-url" in settings else _default_index()
+    return [url.rstrip("/") for url in main + settings.get("extra-index-url", "").split()]
+
+
+def _default_index() -> list[str]:
+    """The index that pip uses unless told otherwise, from pip itself; empty if it does not say."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "400"},
+    )
+    return re.findall(r"\(default (https?://[^\s)]+)\)", run.stdout)[:1]
 
 
 def _opener(settings: dict[str, str]) -> urllib.request.OpenerDirector:

@@ -8,6 +8,7 @@ import http.server
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -228,6 +229,11 @@ def test_settings_of_pip_are_read(tmp_path, monkeypatch):
         "https://a.example/s",
         "https://b.example/s",
     ]
+
+
+def test_default_index_is_asked_of_pip():
+    (url,) = install_detectron2.index_urls({})
+    assert re.fullmatch(r"https://[\w.]+/simple", url)
 
 
 # --- unpacking ------------------------------------------------------------------------------------
