@@ -33,7 +33,8 @@ install: $(STAMPS)/detectron2 ## build .venv with torch, Detectron2 and fx_d2; a
 demo: $(STAMPS)/detectron2 ## make a synthetic world, examine it, and draw a gallery into output/demo
 	$(PY) tools/make_phantom.py --out $(DEMO_DIR)/world --patients 12 --seed 1 --size 384
 	$(PY) tools/doctor.py --root $(DEMO_DIR)/world --json $(DEMO_DIR)/doctor.json --html $(DEMO_DIR)/doctor.html
-	$(PY) tools/visualize_data.py --root $(DEMO_DIR)/world --out $(DEMO_DIR)/gallery
+	$(PY) tools/visualize_data.py --root $(DEMO_DIR)/world --out $(DEMO_DIR)/gallery --num 6 --sheet --columns 3 --size 400
+	@echo "look at $(DEMO_DIR)/doctor.html and the contact sheets in $(DEMO_DIR)/gallery"
 
 # Two test processes on two cores: one thread each, or they fight for the cores.
 test: export OMP_NUM_THREADS ?= 1

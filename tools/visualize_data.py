@@ -5,6 +5,7 @@
     python tools/visualize_data.py --dataset rsna_train nih14_test --num 4
     python tools/visualize_data.py --root datasets --sheet          # every source that is there
     python tools/visualize_data.py --source rsna --task loc --mapped   # as the model sees them
+    python tools/visualize_data.py --num 1 --together --bare        # one film of every source
 
 Exit code: 0 everything drawn, 1 something could not be read, 2 wrong use.
 """
@@ -36,6 +37,7 @@ from fx_d2.data.source import Source
 from fx_d2.data.sources import SOURCES, get_source
 
 _FIRST_CHOICE = ("train", "all")  # split drawn when none is named
+_TOGETHER = "together.png"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--num", type=int, default=8, metavar="N", help="images per dataset (default 8)")
     add("--out", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
     add("--sheet", action="store_true", help="one contact sheet per dataset instead of files")
+    add("--together", action="store_true", help="one contact sheet of all datasets")
+    add("--bare", action="store_true", help="the images alone, nothing drawn on them")
     add("--columns", type=int, default=4, metavar="N", help="of a sheet")
     add("--size", type=int, default=640, metavar="PX", help="longer side of an image")
     add("--mapped", action="store_true", help="after the mapper: augmented, as the model sees it")
@@ -155,14 +159,23 @@ def _pictures(
         if mapped is not None:
             yield record["image_id"], mapped(record, source, number)
         else:
-            yield record["image_id"], draw_record(record, source, size_px=args.size)
+            picture = draw_record(record, source, size_px=args.size, bare=args.bare)
+            yield record["image_id"], picture
 
 
-def draw_dataset(key: str, split: str, root: Path, args: argparse.Namespace) -> list[Path]:
-    """Draw one dataset; returns the files written."""
+def draw_dataset(
+    key: str, split: str, root: Path, args: argparse.Namespace
+) -> list[tuple[str, Picture]]:
+    """The pictures of one dataset with the ids of their images."""
     source = get_source(key)
     records = catalog.load_records(key, split, root=root / source.folder, on_error="skip")
-    pictures = list(_pictures(records, source, args, split))
+    return list(_pictures(records, source, args, split))
+
+
+def save_dataset(
+    key: str, split: str, pictures: Sequence[tuple[str, Picture]], args: argparse.Namespace
+) -> list[Path]:
+    """Write the pictures of one dataset as files or as a sheet; returns the files written."""
     if args.sheet:
         sheet = contact_sheet([picture for _, picture in pictures], columns=args.columns)
         path = args.out / f"{key}_{split}.png"
@@ -192,14 +205,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not wanted:
         parser.error(f"no known source below {root}; datasets/README.md lists their folders")
     failed = 0
+    together: list[Picture] = []
     for key, split in wanted:
         try:
-            written = draw_dataset(key, split, root, args)
+            pictures = draw_dataset(key, split, root, args)
         except DataError as exc:
             print(f"{key}_{split}: {exc}", file=sys.stderr)
             failed += 1
             continue
+        if args.together:
+            together += [picture for _, picture in pictures]
+            continue
+        written = save_dataset(key, split, pictures, args)
         print(f"{key}_{split}: {len(written)} file(s), {written[0]}")
+    if together:
+        save_png(args.out / _TOGETHER, contact_sheet(together, columns=args.columns))
+        print(f"{len(together)} images on {args.out / _TOGETHER}")
     return 1 if failed else 0
 
 

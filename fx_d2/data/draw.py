@@ -144,8 +144,13 @@ def scene_of_sample(sample: dict[str, Any], source: Source) -> Scene:
     return scene
 
 
-def draw_record(record: Record, source: Source, *, size_px: int = 640) -> Picture:
-    """A record as a picture of about ``size_px`` with its legend beside it."""
+def draw_record(
+    record: Record, source: Source, *, size_px: int = 640, bare: bool = False
+) -> Picture:
+    """A record as a picture of about ``size_px`` with its legend beside it; ``bare`` draws none."""
+    if bare:
+        image = display(read_image(record["file_name"]).pixels)
+        return draw_scene(Scene(image, title=source.key), size_px=size_px)
     return draw_scene(scene_of_record(record, source), source.thing_classes, size_px=size_px)
 
 

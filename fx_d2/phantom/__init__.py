@@ -11,7 +11,6 @@ Everything random comes from the generator handed in: equal state, equal bytes.
 
 from __future__ import annotations
 
-from fx_d2.phantom.contact_sheet import contact_sheet
 from fx_d2.phantom.cooccurrence import CASE_MIX, CaseMix, sample_findings
 from fx_d2.phantom.findings import (
     DISTRACTOR_NAMES,
@@ -43,7 +42,6 @@ __all__ = [
     "Radiograph",
     "View",
     "apply_look",
-    "contact_sheet",
     "render",
     "render_bone",
     "sample_findings",

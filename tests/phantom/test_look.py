@@ -11,7 +11,6 @@ from fx_d2.phantom import (
     LOOKS,
     REGIONS,
     apply_look,
-    contact_sheet,
     render,
     render_bone,
     sample_patient,
@@ -125,16 +124,3 @@ def test_bones(region):
 def test_unknown_region_is_refused():
     with pytest.raises(ValueError, match="XR_KNEE"):
         render_bone("XR_KNEE", False, (64, 64), np.random.default_rng(0))
-
-
-def test_contact_sheet():
-    grey = [np.linspace(0, 1, 40 * 30, dtype=np.float32).reshape(40, 30)] * 5
-    sheet = contact_sheet(grey, [f"image {k}" for k in range(5)], columns=3, cell_px=50)
-    assert sheet.dtype == np.uint8 and sheet.ndim == 2
-    assert sheet.shape == (2 * (50 + 22 + 4) + 4, 3 * 54 + 4)
-    colour = contact_sheet([*grey, np.zeros((8, 8, 3), np.uint8)], None, columns=2, cell_px=40)
-    assert colour.ndim == 3
-    with pytest.raises(ValueError, match="captions"):
-        contact_sheet(grey, ["one"])
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet([])

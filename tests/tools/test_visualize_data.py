@@ -29,6 +29,16 @@ def test_every_source_that_is_there_becomes_a_sheet(small_world: Path, tmp_path:
     assert sheet.shape[0] > 400 and sheet.shape[1] > 400
 
 
+def test_one_sheet_of_all_sources_with_nothing_drawn_on_it(
+    small_world: Path, tmp_path: Path
+) -> None:
+    assert run(small_world, tmp_path, "--together", "--bare", "--num", "2", "--columns", "4") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["together.png"]
+    sheet = cv2.imread(str(tmp_path / "together.png"))
+    assert 4 * 150 < sheet.shape[1] < 4 * 220  # four films side by side, without legends
+    assert (sheet[40:-20].max(axis=2) - sheet[40:-20].min(axis=2)).max() <= 6  # no colour
+
+
 def test_single_files_are_named_after_their_images(small_world: Path, tmp_path: Path) -> None:
     assert run(small_world, tmp_path, "--dataset", "montgomery_all", "--num", "2") == 0
     names = [p.name for p in (tmp_path / "montgomery_all").iterdir()]
