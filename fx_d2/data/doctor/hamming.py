@@ -9,14 +9,11 @@ import numpy.typing as npt
 
 HASH_BITS = 64
 _BLOCK = 2048  # rows compared at a time: bounds memory to a few tens of megabytes
-_BITS_OF_BYTE = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)
 
 
 def distances(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     """Number of differing bits of every pair, (len(a), len(b))."""
-    differing = np.ascontiguousarray(a[:, None] ^ b[None, :])
-    octets = differing.view(np.uint8).reshape(*differing.shape, 8)
-    return _BITS_OF_BYTE[octets].sum(axis=-1, dtype=np.uint8)
+    return np.bitwise_count(a[:, None] ^ b[None, :])
 
 
 def near_pairs(
