@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..tree import walk_files
 from .examination import Examination
 from .findings import Hit, check
 from .rows import OTHER, RowReport, blamed_text, route, row_hits
@@ -167,12 +168,11 @@ def _orphans(root: Path, known: set[str]) -> Iterator[str]:
     usual = float(np.median(list(per_folder.values())))
     depths = {path.count(os.sep) for path in per_folder}
     is_tree = usual <= _MAX_ORPHAN_FOLDER and len(per_folder) >= _MIN_TREE_FOLDERS
-    for folder, folders, names in os.walk(root):
-        folders.sort()
+    for folder, names in walk_files(root):
         images = [
             os.path.join(folder, name)
-            for name in sorted(names)
-            if not name.startswith(".") and (no_suffix or name.lower().endswith(tuple(suffixes)))
+            for name in names
+            if no_suffix or name.lower().endswith(tuple(suffixes))
         ]
         if folder in per_folder:
             yield from (path for path in images if path not in known)

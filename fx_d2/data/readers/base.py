@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import DataError, ReadReport
 from ..source import Source
+from ..tree import walk_files
 from .tables import bad_cell, checked_labels, label_columns, line_of, number, read_table, reject
 
 __all__ = [
@@ -132,12 +133,11 @@ def index_by_stem(
     """
     found: dict[str, str] = {}
     wanted = tuple(s.lower() for s in suffixes)
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            if name.startswith(".") or not name.lower().endswith(wanted):
-                continue
-            found.setdefault(name if full_name else Path(name).stem, os.path.join(folder, name))
+    for folder, names in walk_files(root):
+        for name in names:
+            if name.lower().endswith(wanted):
+                key = name if full_name else Path(name).stem
+                found.setdefault(key, os.path.join(folder, name))
     return found
 
 

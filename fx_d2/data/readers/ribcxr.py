@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import DataError
 from ..images import image_size
 from ..record import Record
+from ..tree import walk_files
 from .base import ReadRequest, counted, find_file, missing_image, read_json, relative_name
 
 _FIX = "restore the file from the original download"
@@ -31,12 +32,10 @@ def read(request: ReadRequest) -> Iterator[Record]:
 def _files(root: Path) -> dict[str, str]:
     """Every file below ``root`` by its path in lower case: copies differ in their folders' case."""
     found: dict[str, str] = {}
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            if not name.startswith("."):
-                path = os.path.join(folder, name)
-                found[Path(path).relative_to(root).as_posix().lower()] = path
+    for folder, names in walk_files(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            found[Path(path).relative_to(root).as_posix().lower()] = path
     return found
 
 
