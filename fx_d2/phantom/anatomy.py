@@ -7,7 +7,7 @@ anything is drawn, so that bones, vessels and truth masks follow by themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,7 +33,13 @@ def side_sign(side: str) -> float:
 
 @dataclass
 class Body:
-    """Shape of one exposure, derived from patient and pose and open to change by findings."""
+    """Shape of one exposure, derived from patient and pose and open to change by findings.
+
+    Drawn from ``seed``, the patient's own: ``clavicle_s`` (0 straight to 1 strongly bent),
+    ``atrium`` (bulge of the right heart border), ``apex_out`` (how far the ventricle points
+    outwards), ``superior`` (width of the upper mediastinum) and ``knob_y`` (height of the arch),
+    all near 1 but for the last, which is an offset in cm.
+    """
 
     half_width: float
     depth: float
@@ -64,6 +70,12 @@ class Body:
     clavicle_drop: float
     bone: float
     arms_down: bool
+    seed: int
+    clavicle_s: float
+    atrium: float
+    apex_out: float
+    superior: float
+    knob_y: float
     notes: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -93,7 +105,8 @@ def make_body(patient: PatientSpec, pose: Pose) -> Body:
     right = patient.lung_height - raise_cm
     heart = patient.ctr / 0.445
     heart *= 1.0 + 0.12 * (1.0 - pose.inspiration) + (0.10 if bedside else 0.0)
-    return Body(
+    own = np.random.default_rng([patient.seed, 43]).standard_normal(6).clip(-2.0, 2.0)
+    body = Body(
         half_width=patient.half_width * (1.0 - 0.03 * (1.0 - pose.inspiration)),
         depth=patient.depth,
         dome_y={"right": right, "left": right + patient.dome_gap},
@@ -108,7 +121,7 @@ def make_body(patient: PatientSpec, pose: Pose) -> Body:
         heart_axis_deg=patient.heart_axis_deg - 12.0 * (1.0 - pose.inspiration),
         mediastinum_half=2.5 * patient.half_width / 14.0 + (0.5 if bedside else 0.0),
         mediastinum_shift=0.0,
-        trachea_shift=0.0,
+        trachea_shift=0.20 * own[5] - 0.5 * patient.unfolding,
         knob_cm=patient.aorta_cm,
         unfolding=patient.unfolding,
         pulmonary_artery=1.0,
@@ -123,7 +136,18 @@ def make_body(patient: PatientSpec, pose: Pose) -> Body:
         clavicle_drop=1.2 if bedside else 2.9,
         bone=patient.bone_density,
         arms_down=bedside,
+        seed=patient.seed,
+        clavicle_s=float(np.clip(0.6 + 0.25 * own[0], 0.1, 1.1)),
+        atrium=float(1.0 + 0.10 * own[1]),
+        apex_out=float(1.0 + 0.07 * own[2]),
+        superior=float(1.0 + 0.13 * own[3]),
+        knob_y=float(0.55 * own[4]),
     )
+    # The shape of the heart varies, its share of the chest is the patient's number.
+    shaped = heart_width(body)
+    plain = heart_width(replace(body, atrium=1.0, apex_out=1.0))
+    body.heart_scale *= plain / shaped
+    return body
 
 
 def dome_line(body: Body, side: str, n: int = 40) -> np.ndarray:
@@ -155,9 +179,10 @@ def cavity_outline(body: Body, side: str) -> np.ndarray:
         [
             (sign * apex_outer * 0.86, -0.16),
             (sign * apex_outer * 0.68, -0.16),
-            (sign * apex_outer * 0.50, 0.10),
-            (sign * apex_outer * 0.40, 0.7),
-            (sign * -0.4, 1.6),
+            (sign * apex_outer * 0.50, 0.22),
+            (sign * apex_outer * 0.36, 1.2),
+            (sign * apex_outer * 0.28, 2.6),
+            (sign * -0.4, 4.6),
         ]
     )
     return np.concatenate([dome, wall[1:], apex], axis=0)
@@ -166,13 +191,15 @@ def cavity_outline(body: Body, side: str) -> np.ndarray:
 def mediastinum_outline(body: Body) -> np.ndarray:
     """Closed outline (N, 2) of vessels, spine and fat in the middle, without the heart."""
     half, shift, turn = body.mediastinum_half, body.mediastinum_shift, body.anterior_shift
-    knob_y = 6.6 + 0.2 * (1.0 - body.unfolding)
+    knob_y = 6.6 + 0.2 * (1.0 - body.unfolding) + body.knob_y
     knob = max(0.0, body.knob_cm - 1.35)
     low = max(body.dome_y.values()) + 12.0
-    right = [(-6.0, 1.10), (-1.0, 1.04), (2.5, 1.05), (5.5, 1.10), (8.5, 1.2), (11.0, 1.12)]
-    right += [(14.0, 1.12), (low, 1.05)]
-    left = [(-6.0, 1.12), (-1.0, 1.02), (2.5, 1.02), (4.6, 1.10), (knob_y, 1.12 + 0.2 * knob)]
-    left += [(8.6, 0.98), (10.2, 1.25 * (0.6 + 0.4 * body.pulmonary_artery)), (13.0, 1.2)]
+    top, rise = body.superior, 0.35 * body.unfolding  # the ascending aorta widens with age
+    right = [(-6.0, 1.10), (-1.0, 1.02 * top), (2.5, 1.04 * top), (5.5, 1.08 * top)]
+    right += [(8.5, 1.14 + rise), (11.0, 1.10 + 0.7 * rise), (14.0, 1.12), (low, 1.05)]
+    left = [(-6.0, 1.12), (-1.0, 1.0 * top), (2.5, 0.98 * top), (knob_y - 2.0, 1.06 * top)]
+    left += [(knob_y, 1.10 + 0.2 * knob), (knob_y + 2.0, 1.04)]
+    left += [(knob_y + 3.8, 1.22 * (0.6 + 0.4 * body.pulmonary_artery)), (knob_y + 6.4, 1.2)]
     left += [(low, 1.02)]
     y = np.linspace(-6.0, low, 60)
     # Shift and rotation act on the anterior content; the spine stays where it is.
@@ -214,12 +241,20 @@ def heart_parts(body: Body) -> list[Ellipse]:
     wide, tall = k * body.heart_wide, k * body.heart_wide**0.45
     shift = body.heart_shift + body.mediastinum_shift + body.anterior_shift
     floor = 0.5 * (body.dome_y["left"] + body.dome_y["right"])
+    out = body.apex_out
     angle = body.heart_axis_deg * (0.4 + 0.6 / body.heart_wide)
     # The apex rests on the left dome: place the ventricle from below.
     y = floor - 3.5 * tall * (0.6 + 0.4 * np.sin(np.radians(angle)) / 0.67)
     return [
-        Ellipse((2.75 * wide + shift, y), (7.4 * wide, 3.5 * tall), 8.0 * k, angle),
-        Ellipse((-0.25 * wide + shift, y - 1.3 * tall), (3.5 * wide, 5.3 * tall), 8.0 * k, 6.0),
+        Ellipse(
+            (2.75 * wide + shift, y), (7.4 * wide * out, 3.5 * tall / out**1.5), 8.0 * k, angle
+        ),
+        Ellipse(
+            (-0.25 * wide + shift, y - 1.3 * tall),
+            (3.5 * wide * body.atrium, 5.3 * tall / body.atrium),
+            8.0 * k,
+            6.0,
+        ),
         Ellipse((1.0 * k + shift, y - 4.6 * tall), (2.9 * k, 5.0 * tall), 7.0 * k, -8.0),
     ]
 
@@ -269,7 +304,7 @@ def vessel_parts(body: Body) -> list[Ellipse]:
     edge = body.mediastinum_half
     floor = 0.5 * (body.dome_y["left"] + body.dome_y["right"])
     hilum_y = 0.51 * floor
-    knob_y = hilum_y - 3.6
+    knob_y = hilum_y - 3.6 + body.knob_y
     return [
         Ellipse(
             (edge * 0.80 + shift + 0.25 * body.unfolding, knob_y), (1.15 * knob, 1.2 * knob), 6.0

@@ -20,7 +20,8 @@ from fx_d2.phantom.canvas import (
 
 RIB_NAMES = tuple(f"{s}{k}" for s in "RL" for k in range(1, 11))
 # Nested outlines of a tube with cortex: relative half width and grey level, outside to inside.
-_TUBE = ((1.0, 0.66), (0.90, 1.0), (0.70, 0.60), (0.40, 0.52))
+_TUBE = ((1.0, 0.58), (0.90, 0.90), (0.74, 0.66), (0.45, 0.60))
+_THIN_TUBE = ((1.0, 0.50), (0.94, 0.80), (0.84, 0.66), (0.55, 0.60))
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def rib_curves(body: Body, seed: int) -> list[Rib]:
 def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     """Hoop k: a circle-like curve in a plane that drops from back to front."""
     head_y = body.rib_top + body.rib_step * ((k - 1) * 0.92 + 0.014 * k * k) + 0.10 * jitter[0]
-    steeper = {1: 1.6, 2: 1.25, 3: 1.08}.get(k, 1.0)  # the upper hoops lie flatter to the beam
+    steeper = {1: 1.05, 2: 1.15, 3: 1.06}.get(k, 1.0)  # the upper hoops lie flatter to the beam
     slope = body.rib_slope * steeper * (1.0 + 0.03 * jitter[1])
     full = body.depth_at(head_y + 3.0)
     if k == 1:
@@ -57,9 +58,9 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     low_y = head_y + slope * 0.5 * float(full)
     wall = float(body.wall_x(low_y)) + 0.22
     if k == 1:
-        wall = 0.80 * wall
+        wall = 0.74 * wall + 0.25 * jitter[1]
     # Floating ribs and lower costal cartilage: cartilage does not show.
-    end = np.radians({1: 158, 2: 154, 11: 92, 12: 62}.get(k, 146.0 - 1.9 * k) + 3.0 * jitter[2])
+    end = np.radians({1: 162, 2: 154, 11: 92, 12: 62}.get(k, 146.0 - 1.9 * k) + 3.0 * jitter[2])
     phi = np.linspace(0.0, end, 44)
     x0 = 1.6
     x = x0 + (wall - x0) * np.sin(phi)
@@ -70,6 +71,8 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     path = np.stack([x, y], axis=1)
     level = np.abs(path_normals(path)[:, 1])  # 1 where the rib runs horizontally
     size = (0.54 + 0.04 * min(k, 4)) * body.half_width / 14.0 * (1.0 + 0.05 * jitter[3])
+    if k == 1:  # broad and flat: it turns its face to the beam
+        size, level = 1.22 * size, 0.45 + 0.55 * level
     half = size * (0.38 + 0.62 * level) * (1.0 + 0.18 * (phi > np.pi / 2) * np.sin(phi - np.pi / 2))
     fold = int(np.searchsorted(phi, np.pi / 2)) + 1
     fold = min(max(fold, 3), len(phi))
@@ -90,11 +93,16 @@ def rib_masks(frame: Frame, ribs: list[Rib]) -> dict[str, np.ndarray]:
 
 
 def paint_tube(
-    frame: Frame, canvas: np.ndarray, path: np.ndarray, half: np.ndarray | float, peak: int
+    frame: Frame,
+    canvas: np.ndarray,
+    path: np.ndarray,
+    half: np.ndarray | float,
+    peak: int,
+    bands: tuple[tuple[float, float], ...] = _TUBE,
 ) -> None:
     """Paint a bone with a bright cortex and a fainter marrow space."""
     offset = path_normals(path) * np.reshape(half, (-1, 1))
-    for share, level in _TUBE:
+    for share, level in bands:
         band = np.concatenate([path + share * offset, (path - share * offset)[::-1]], axis=0)
         paint(frame, canvas, band, int(round(peak * level)))
 
@@ -105,12 +113,14 @@ def rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
     front = np.zeros(frame.shape, np.uint8)
     for rib in ribs:
         if len(rib.anterior) > 3 and not rib.name.endswith("12"):
-            paint_tube(frame, front, rib.anterior, rib.anterior_half, 255)
-        paint_tube(frame, back, rib.posterior, rib.posterior_half, 255)
+            peak = 210 if rib.name in ("L1", "R1") else 255
+            paint_tube(frame, front, rib.anterior, rib.anterior_half, peak)
+        peak = 185 if rib.name in ("L1", "R1") else 255
+        paint_tube(frame, back, rib.posterior, rib.posterior_half, peak)
     grazing = frame.coarse(lambda x, y: _grazing(body, x, y) * rib_contrast(body, y))
     layer = back.astype(np.float32) * np.float32(0.30 / 255.0)
     layer += front.astype(np.float32) * np.float32(0.15 / 255.0)
-    return layer * grazing * np.float32(body.bone)
+    return blur(layer, 0.045 * frame.px_per_cm) * grazing * np.float32(body.bone)
 
 
 def rib_contrast(body: Body, y: np.ndarray) -> np.ndarray:
@@ -123,35 +133,41 @@ def _grazing(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How much longer the beam runs in a rib where the hoop turns along it."""
     wall = body.wall_x(np.maximum(y, 0.16 * body.span))
     u = np.clip(np.abs(x) / (wall + 0.4), 0.0, 1.0)
-    return np.minimum(1.0 / np.sqrt(np.maximum(1.0 - u**2.2, 0.02)), 2.3)
+    return np.minimum(1.0 / np.sqrt(np.maximum(1.0 - u**2.2, 0.02)), 1.9)
 
 
 def clavicle_paths(body: Body) -> dict[str, np.ndarray]:
-    """Centre line (N, 2) of each clavicle, S-shaped, from sternum to acromion."""
+    """Centre line (N, 2) of each clavicle from sternum to acromion.
+
+    Seen from the front the medial part bows downwards and the lateral part upwards; how much, and
+    how unlike the two sides are, differs between people.
+    """
     k = body.half_width / 14.0
+    own = np.random.default_rng([body.seed, 47]).standard_normal((2, 2)).clip(-2.0, 2.0)
     paths = {}
-    for side in ("right", "left"):
-        sign = side_sign(side)
-        inner = (1.7 * k + 0.3, body.clavicle_drop + 1.5)
-        rise = body.clavicle_rise
+    for (first, second), side in zip(own, ("right", "left"), strict=True):
+        bow = body.clavicle_s * (1.0 + 0.15 * first)
+        start = body.clavicle_drop + 1.5
+        end = 0.55 * k - 0.45 * (body.clavicle_rise - 3.2) + 0.15 * second
+        rise = start - end
         control = [
-            inner,
-            (5.0 * k, inner[1] + 0.15 * rise),
-            (8.5 * k, inner[1] - 0.6 * rise),
-            (12.5 * k, inner[1] - 1.15 * rise),
-            (16.8 * k, inner[1] - 0.95 * rise),
+            (1.75 * k + 0.3, start),
+            (4.6 * k, start + (0.9 * bow - 0.15) * k),
+            (8.2 * k, start - 0.30 * rise + 0.5 * bow * k),
+            (12.6 * k, end - (1.6 * bow - 0.1 * rise) * k),
+            (17.2 * k, end),
         ]
         path = bezier(control, 36)
-        path[:, 0] = path[:, 0] * sign + body.anterior_shift * 0.9
+        path[:, 0] = path[:, 0] * side_sign(side) + body.anterior_shift * 0.9
         paths[side] = path
     return paths
 
 
 def clavicle_half(body: Body, n: int = 36) -> np.ndarray:
-    """Half width (n,) of a clavicle, flared at both ends."""
+    """Half width (n,) of a clavicle: flared at the sternum, flat at the acromion."""
     t = np.linspace(0.0, 1.0, n)
-    rounded = np.minimum(1.0, np.sqrt(np.minimum(t, 1.0 - t) / 0.05 + 0.12))
-    return (0.62 + 0.28 * (1.0 - t) ** 4 + 0.10 * t**6) * rounded * body.half_width / 14.0
+    rounded = np.minimum(1.0, np.minimum(t / 0.035 + 0.55, (1.0 - t) / 0.10 + 0.35))
+    return (0.50 + 0.34 * (1.0 - t) ** 5 + 0.10 * t**4) * rounded * body.half_width / 14.0
 
 
 def clavicle_layer(frame: Frame, body: Body) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -160,9 +176,17 @@ def clavicle_layer(frame: Frame, body: Body) -> tuple[np.ndarray, dict[str, np.n
     masks = {}
     half = clavicle_half(body)
     for side, path in clavicle_paths(body).items():
-        paint_tube(frame, canvas, path, half, 255)
+        paint_tube(frame, canvas, path, half, 255, _THIN_TUBE)
         masks[f"{side}_clavicle"] = fill(frame, [ribbon(path, half)])
-    return canvas.astype(np.float32) * np.float32(0.8 / 255.0 * body.bone), masks
+    k = body.half_width / 14.0
+
+    def solid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Both ends are spongy and thin, the shaft is compact."""
+        t = (np.abs(x - 0.9 * body.anterior_shift) / k - 2.0) / 15.0
+        return 0.6 + 0.4 * np.clip(np.minimum(t / 0.22, (1.0 - t) / 0.25), 0.0, 1.0) + 0.0 * y
+
+    layer = blur(canvas.astype(np.float32), 0.05 * frame.px_per_cm) * frame.coarse(solid)
+    return layer * np.float32(0.72 / 255.0 * body.bone), masks
 
 
 def _tapered(path: np.ndarray, half: float) -> np.ndarray:
@@ -175,7 +199,8 @@ def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
     k = body.half_width / 14.0
     blade = np.zeros(frame.shape, np.uint8)
     joint = np.zeros(frame.shape, np.uint8)
-    medial = 10.4 if body.arms_down else 13.0
+    own = np.random.default_rng([body.seed, 53]).standard_normal(2).clip(-1.8, 1.8)
+    medial = (10.3 + 0.7 * own[0]) if body.arms_down else (12.9 + 0.5 * own[0])
     arm_x = 21.4 if body.arms_down else 30.5
     lateral = bezier([(16.2, 4.2), (14.9, 8.0), (medial + 2.2, 12.4), (medial + 1.4, 13.2)], 20)
     inner = bezier([(medial + 1.4, 13.2), (medial - 0.6, 8.0), (medial + 1.2, 1.4)], 20)
@@ -190,8 +215,8 @@ def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
     for side in ("right", "left"):
         flip = np.array([side_sign(side) * k, k])
         paint(frame, blade, outline * flip, 40)
-        paint(frame, blade, _tapered(inner * flip, 0.14), 110)
-        paint(frame, blade, _tapered(lateral * flip, 0.30), 200)
+        paint(frame, blade, _tapered(inner * flip, 0.16), 85)
+        paint(frame, blade, _tapered(lateral * flip, 0.30), 165)
         paint(frame, blade, _tapered(ridge * flip, 0.42), 120)
         paint(frame, blade, _tapered(coracoid * flip, 0.50), 170)
         paint(frame, joint, ellipse_points((18.2, -0.4), (1.8, 0.55), 14.0) * flip, 120)
@@ -201,39 +226,55 @@ def scapula_layer(frame: Frame, body: Body) -> np.ndarray:
         paint(frame, joint, _tapered(glenoid * flip, 0.20), 205)
     layer = blade.astype(np.float32) * np.float32(0.75 / 255.0)
     layer += joint.astype(np.float32) * np.float32(0.95 / 255.0)
-    return blur(layer, 0.05 * frame.px_per_cm) * np.float32(body.bone)
+    return blur(layer, 0.08 * frame.px_per_cm) * np.float32(body.bone)
 
 
 def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
-    """Vertebral column: bone thickness (H, W) and the truth mask of the vertebral bodies."""
-    canvas = np.zeros(frame.shape, np.uint8)
-    detail = np.zeros(frame.shape, np.uint8)
+    """Vertebral column: bone thickness (H, W) and the truth mask of the vertebral bodies.
+
+    The column itself is even; end plates and arches are faint, uneven detail on it that heart and
+    diaphragm wash out.
+    """
+    column_canvas, bodies, detail = (np.zeros(frame.shape, np.uint8) for _ in range(3))
+    rng = np.random.default_rng([body.seed, 59])
     k = body.half_width / 14.0
-    outlines = []
     y = body.rib_top - 7.0
-    step = 1.45 * k
+    outlines = []
     while y < body.span + 10.0:
         half = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.25, 1.6, 1.75, 2.2)))
+        u = rng.uniform(-1.0, 1.0, 4)
         step = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.7, 2.0, 2.35, 2.9)))
+        step *= 1.0 + 0.05 * u[0]
         x = float(body.spine_x(y))
-        top, bottom = y - 0.41 * step, y + 0.41 * step
-        right = bezier([(x + half, top), (x + 0.86 * half, y), (x + half, bottom)], 8)
-        left = right[::-1] * (-1.0, 1.0) + (2.0 * x, 0.0)
+        top, bottom = y - 0.43 * step, y + 0.43 * step
+        lean = 0.05 * step * u[1]
+        right = bezier([(x + half, top + lean), (x + 0.86 * half, y), (x + half, bottom)], 8)
+        left = right[::-1] * (-1.0, 1.0) + (2.0 * x, -lean)
         outline = np.concatenate([right, left], axis=0)
         outlines.append(outline)
-        paint(frame, canvas, outline, 235)
-        shrunk = (outline - (x, y)) * (0.90, 0.86) + (x, y)
-        paint(frame, canvas, shrunk, 165)
+        paint(frame, bodies, outline, int(150 + 45 * u[2]))
+        shrunk = (outline - (x, y)) * (0.90, 0.84) + (x, y)
+        paint(frame, bodies, shrunk, int(95 + 30 * u[3]))
         _posterior_arch(frame, detail, x, y, half, step)
         y += step
-    layer = canvas.astype(np.float32) * np.float32(0.45 / 255.0)
-    layer += detail.astype(np.float32) * np.float32(0.30 / 255.0)
     first, last = outlines[0][:, 1].min(), outlines[-1][:, 1].max()
     rows = np.linspace(first, last, 60)
     half = k * np.interp(rows, (-6.0, 0.0, 10.0, 24.0), (1.25, 1.6, 1.75, 2.2))
-    column = ribbon(np.stack([body.spine_x(rows), rows], axis=1), half)
-    layer = blur(layer, 0.10 * frame.px_per_cm)
-    return layer * np.float32(body.bone), fill(frame, [column])
+    path = np.stack([body.spine_x(rows), rows], axis=1)
+    for share, level in ((1.0, 120), (0.9, 175), (0.7, 200)):
+        paint(frame, column_canvas, ribbon(path, share * half), level)
+    hidden = 0.5 * max(body.dome_y.values())
+
+    def clear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.interp(y, (hidden - 3.0, hidden + 4.0), (1.0, 0.42)) + 0.0 * x
+
+    fine = bodies.astype(np.float32) * np.float32(0.22 / 255.0)
+    fine += detail.astype(np.float32) * np.float32(0.20 / 255.0)
+    layer = blur(fine, 0.13 * frame.px_per_cm) * frame.coarse(clear)
+    layer += blur(column_canvas, 0.12 * frame.px_per_cm).astype(np.float32) * np.float32(
+        0.30 / 255.0
+    )
+    return layer * np.float32(body.bone), fill(frame, [ribbon(path, half)])
 
 
 def _posterior_arch(

@@ -69,8 +69,11 @@ def build_chest(frame: Frame, body: Body) -> Chest:
         below = frame.coarse(partial(_recess_share, body, side))
         share = np.maximum(soft_fill(frame, [outline]), below) * np.float32(body.lung_air[side])
         air = np.maximum(air, share)
-    air *= np.maximum(depth - tissue, 0.0)
+    # A smooth floor: the rim of what fills the whole depth must not show as a line.
+    gap = depth - tissue
+    air *= 0.5 * (gap + np.sqrt(gap * gap + np.float32(2.0)))
     soft = frame.coarse(lambda x, y: body_thickness(body, x, y))
+    _add_muscles(frame, body, soft)
     _add_breasts(frame, body, soft)
     return Chest(frame, body, structures, cavity, soft, air, tissue)
 
@@ -88,7 +91,7 @@ def _thorax_rows(body: Body, y: np.ndarray) -> np.ndarray:
 def _cavity_depth(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Front-to-back depth of the inside of the rib cage; never zero just inside the wall."""
     u = np.clip(np.abs(x) / np.maximum(body.wall_x(y), 0.1), 0.0, 1.0)
-    return body.depth_at(y) * np.maximum(np.sqrt(1.0 - u**3.6), 0.30)
+    return body.depth_at(y) * np.maximum(np.sqrt(1.0 - u**3.4), 0.22)
 
 
 def _recess_share(body: Body, side: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -116,19 +119,46 @@ def _mediastinal_tissue(
     def content(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         from_spine = (x - body.spine_x(y) - 0.5 * body.mediastinum_shift) / 3.2
         # On the diaphragm heart and liver touch: no lung is left in front of or behind them.
-        resting = np.clip((y - floor + 3.2) / 3.2, 0.0, 1.0) ** 1.5
-        return body.depth_at(y) * (0.42 + 0.52 * np.exp(-(from_spine**2)) + 0.50 * resting)
+        resting = np.clip((y - floor + 6.0) / 6.5, 0.0, 1.0) ** 2
+        return body.depth_at(y) * (0.50 + 0.42 * np.exp(-(from_spine**2)) + 0.42 * resting)
 
     tissue = rounded * frame.coarse(content)
     for part in (*heart, *vessels[:2]):
-        add_ellipsoid(frame, tissue, part.centre, part.axes, 0.30 * part.depth, part.angle_deg)
+        add_ellipsoid(frame, tissue, part.centre, part.axes, 0.34 * part.depth, part.angle_deg, 1.0)
     for part in vessels[2:]:
         add_ellipsoid(frame, tissue, part.centre, part.axes, part.depth, part.angle_deg, 1.5)
     tube = np.zeros(frame.shape, np.uint8)
+    taper = np.sqrt(np.linspace(0.02, 1.0, 30).clip(0.0, 0.16) / 0.16)  # no flat end in the arch
     for share, level in ((1.0, 110), (0.9, 165), (0.7, 215), (0.45, 245)):
-        paint(frame, tube, ribbon(aorta_path(body), 0.95 * body.knob_cm * share), level)
-    tissue += tube.astype(np.float32) * np.float32(1.9 * body.knob_cm / 255.0)
+        paint(frame, tube, ribbon(aorta_path(body), 0.95 * body.knob_cm * share * taper), level)
+    round_tube = blur(tube.astype(np.float32), 0.16 * frame.px_per_cm)
+    tissue += round_tube * np.float32(1.7 * body.knob_cm / 255.0)
     return tissue
+
+
+def _add_muscles(frame: Frame, body: Body, soft: np.ndarray) -> None:
+    """Pectoral muscles over the upper lateral lung and the fold they make in the arm pit."""
+    own = np.random.default_rng([body.seed, 61]).standard_normal(3).clip(-2.0, 2.0)
+    k = body.half_width / 14.0
+    bulk = max(0.0, (0.9 if body.breast <= 0.0 else 0.35) * (1.0 + 0.45 * own[0]))
+    low = (8.6 + 0.8 * own[1]) * k
+
+    def muscle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        side = np.abs(x) / k
+        # The free border runs from the arm pit down and inwards, and fades towards the middle.
+        border = low - 0.30 * (side - 9.0) - 0.035 * (side - 9.0) ** 2
+        inside = np.clip((border - y) / (0.9 + 0.12 * np.abs(side - 11.0)), 0.0, 1.0)
+        along = np.clip((side - 2.5) / 6.0, 0.0, 1.0) * np.clip((17.5 - side) / 3.0, 0.0, 1.0)
+        return bulk * inside * along * np.clip((y + 0.5) / 3.5, 0.0, 1.0)
+
+    def fold(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        edge = body.wall_x(np.maximum(y, 2.0)) + 1.3 + 0.2 * own[2] + 0.9 * body.habitus
+        edge = edge + 0.05 * np.maximum(9.0 - y, 0.0) ** 2 * k
+        skin = np.clip((edge - np.abs(x)) / 0.5, 0.0, 1.0)
+        fade = np.clip((y - 2.0) / 3.0, 0.0, 1.0) * np.clip((17.0 - y) / 7.0, 0.0, 1.0)
+        return 1.1 * skin * fade * np.clip((np.abs(x) - 0.6 * body.half_width) / 3.0, 0.0, 1.0)
+
+    soft += frame.coarse(lambda x, y: muscle(x, y) + fold(x, y))
 
 
 def _add_breasts(frame: Frame, body: Body, soft: np.ndarray) -> None:

@@ -57,27 +57,48 @@ def diaphragm_mask(frame: Frame, body: Body) -> np.ndarray:
 
 
 def add_abdomen(frame: Frame, body: Body, soft: np.ndarray, seed: int) -> None:
-    """Subtract stomach bubble and bowel gas from the soft tissue below the left dome."""
+    """Subtract the stomach bubble and a little bowel gas from the soft tissue below the domes."""
     rng = np.random.default_rng([seed, 31])
     k = body.half_width / 14.0
     gas = frame.zeros()
     dome = body.dome_y["left"]
-    if rng.random() < 0.75:
-        size = rng.uniform(1.0, 2.4) * k
-        centre = (rng.uniform(5.0, 8.0) * k, dome + 0.9 * size + rng.uniform(0.8, 1.6))
-        add_ellipsoid(
-            frame, gas, centre, (1.35 * size, 0.85 * size), 2.4 * size, rng.uniform(-15, 15), 0.7
-        )
-    for _ in range(int(rng.integers(2, 7))):
-        size = rng.uniform(0.7, 1.5) * k
-        centre = (rng.normal(5.0, 4.0) * k, dome + rng.uniform(4.0, 9.0))
-        axes = (size * rng.uniform(1.0, 1.7), size * rng.uniform(0.5, 0.9))
-        add_ellipsoid(frame, gas, centre, axes, 1.6 * size, rng.uniform(-40, 40), 0.8)
-    soft -= blur(gas, 0.1 * frame.px_per_cm)
+    if rng.random() < 0.65:
+        _stomach_bubble(frame, body, gas, rng)
+    for _ in range(int(rng.integers(0, 3))):  # loops of colon: pouches side by side
+        x, y = rng.normal(4.0, 5.0) * k, dome + rng.uniform(4.0, 9.0)
+        heading = rng.uniform(-0.9, 0.9)
+        for _ in range(int(rng.integers(3, 7))):
+            size = rng.uniform(0.8, 1.5) * k
+            axes = (size * rng.uniform(0.9, 1.3), size * rng.uniform(0.7, 1.0))
+            add_ellipsoid(frame, gas, (x, y), axes, 1.0 * size, rng.uniform(-90, 90), 1.5)
+            heading += rng.normal(0.0, 0.4)
+            x += 1.3 * size * np.cos(heading)
+            y += 1.3 * size * np.sin(heading)
+    soft -= blur(gas, 0.16 * frame.px_per_cm)
+
+
+def _stomach_bubble(frame: Frame, body: Body, gas: np.ndarray, rng: np.random.Generator) -> None:
+    """Gas under the left dome; upright it ends below in a level, lying down it fades out."""
+    k = body.half_width / 14.0
+    size = rng.uniform(1.2, 2.8) * k
+    x = rng.uniform(4.5, 7.5) * k
+    y = body.dome_y["left"] + 0.8 * size + rng.uniform(0.7, 1.3)
+    bubble = frame.zeros()
+    add_ellipsoid(
+        frame, bubble, (x, y), (1.4 * size, 0.9 * size), 1.9 * size, rng.uniform(-20, 20), 1.1
+    )
+    for _ in range(3):  # folds of the stomach wall make its outline uneven
+        spot = (x + rng.normal(0.0, 0.7) * size, y + rng.uniform(-0.1, 0.7) * size)
+        axes = (rng.uniform(0.4, 0.8) * size, rng.uniform(0.3, 0.6) * size)
+        add_ellipsoid(frame, bubble, spot, axes, 0.7 * size, rng.uniform(-60, 60), 1.5)
+    if not body.arms_down:
+        level = y + rng.uniform(0.0, 0.5) * size
+        bubble *= frame.coarse(lambda x, y: np.clip(0.5 + (level - y) / 0.7, 0.0, 1.0) + 0.0 * x)
+    gas += bubble
 
 
 def add_tissue_texture(frame: Frame, soft: np.ndarray, seed: int) -> None:
     """Uneven fat and muscle, in proportion to the tissue there is."""
     rng = np.random.default_rng([seed, 37])
     field = 0.65 * noise_field(frame, rng, 2.4, aspect=1.6) + 0.35 * noise_field(frame, rng, 0.7)
-    soft *= 1.0 + np.float32(0.012) * field
+    soft *= 1.0 + np.float32(0.016) * field

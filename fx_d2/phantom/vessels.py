@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, side_sign
-from fx_d2.phantom.canvas import Frame, blur, ellipse_points, noise_field, paint, stroke
+from fx_d2.phantom.canvas import (
+    Frame,
+    add_ellipsoid,
+    blur,
+    ellipse_points,
+    noise_field,
+    paint,
+    ribbon,
+    stroke,
+)
 
 _GENERATIONS = 8
-_CONTRAST = 2.3  # vessels over their true thickness: a stand-in for what small ones add up to
+_CONTRAST = 2.1  # vessels over their true thickness: a stand-in for what small ones add up to
 # Widths into which branches are sorted, so that one call draws many of them.
 _WIDTHS_CM = (0.035, 0.05, 0.075, 0.11, 0.16, 0.23, 0.33, 0.46, 0.62)
 
@@ -25,7 +34,7 @@ def grow_tree(
     length, radius = roots[:, 3].copy(), roots[:, 4] * calibre
     paths, widths = [], []
     for _ in range(_GENERATIONS):
-        bend = rng.normal(0.0, 0.32, (len(start), 2))
+        bend = rng.normal(0.0, 0.24, (len(start), 2))
         a1, a2 = angle + bend[:, 0], angle + bend[:, 0] + bend[:, 1]
         third = length[:, None] / 3.0
         p1 = start + third * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -33,9 +42,9 @@ def grow_tree(
         p3 = p2 + third * np.stack([np.cos(a2), np.sin(a2)], axis=1)
         paths.append(np.stack([start, p1, p2, p3], axis=1))
         widths.append(2.0 * radius)
-        spread = np.abs(rng.normal(0.42, 0.16, (len(start), 2))) * np.array([1.0, -1.0])
+        spread = np.abs(rng.normal(0.46, 0.18, (len(start), 2))) * np.array([1.0, -1.0])
         major = rng.random(len(start)) < 0.5
-        share = np.where(major[:, None], (0.84, 0.58), (0.58, 0.84))
+        share = np.where(major[:, None], (0.80, 0.52), (0.52, 0.80))
         stretch = rng.uniform(0.66, 1.0, (len(start), 2))
         start = np.repeat(p3, 2, axis=0)
         angle = (a2[:, None] + spread * (1.25 - 0.7 * share)).ravel()
@@ -85,22 +94,54 @@ def vessel_layer(frame: Frame, body: Body, seed: int) -> np.ndarray:
 
 
 def _end_on(frame: Frame, body: Body, rng: np.random.Generator) -> np.ndarray:
-    """Vessels and bronchi that run along the beam near the hila: dots and rings, in cm."""
+    """Hila, and vessels and bronchi along the beam: clumps, dots and rings, in cm of tissue."""
     canvas = np.zeros(frame.shape, np.uint8)
+    clumps = frame.zeros()
     scale = body.half_width / 14.0
     for side in ("right", "left"):
-        for root in lung_roots(body, side, rng)[::2]:
-            away = rng.uniform(0.3, 1.6, 2)
+        roots = lung_roots(body, side, rng)
+        _hilum(frame, body, side, roots, clumps, rng)
+        for root in roots:
+            away = rng.uniform(0.25, 2.2, 2)
             for k, distance in enumerate(away):
-                x = root[0] + np.cos(root[2]) * distance * root[3] * 0.6
-                y = root[1] + np.sin(root[2]) * distance * root[3] * 0.6
-                size = scale * rng.uniform(0.14, 0.30)
-                paint(frame, canvas, ellipse_points((x, y), (size, 0.9 * size), n=20), 200)
-                if k:  # the bronchus beside its artery
+                x = root[0] + np.cos(root[2]) * distance * root[3] * 0.6 + rng.normal(0.0, 0.4)
+                y = root[1] + np.sin(root[2]) * distance * root[3] * 0.6 + rng.normal(0.0, 0.4)
+                size = scale * rng.uniform(0.11, 0.27) / (0.8 + 0.25 * distance)
+                level = int(rng.uniform(120, 230))
+                paint(frame, canvas, ellipse_points((x, y), (size, 0.9 * size), n=20), level)
+                if k and rng.random() < 0.6:  # the bronchus beside its artery
                     spot = (x + 1.7 * size, y)
                     paint(frame, canvas, ellipse_points(spot, (size, size), n=20), 130)
                     paint(frame, canvas, ellipse_points(spot, (0.6 * size, 0.6 * size), n=20), 0)
-    return blur(canvas.astype(np.float32), 0.04 * frame.px_per_cm) * np.float32(1.1 / 255.0)
+    dots = blur(canvas.astype(np.float32), 0.045 * frame.px_per_cm) * np.float32(1.0 / 255.0)
+    return dots + clumps
+
+
+def _hilum(
+    frame: Frame,
+    body: Body,
+    side: str,
+    roots: np.ndarray,
+    clumps: np.ndarray,
+    rng: np.random.Generator,
+) -> None:
+    """Interlobar artery as a tapering tube, and a clump of short vessels and nodes around it."""
+    scale = body.half_width / 14.0 * body.hilum
+    sign = side_sign(side)
+    x, y = float(roots[:, 0].mean()) + 0.5 * sign * scale, float(roots[:, 1].mean())
+    length, lean = rng.uniform(4.2, 6.0) * scale, rng.uniform(0.25, 0.55)
+    drop = np.linspace(0.0, 1.0, 12)
+    tube = np.stack([x + sign * lean * length * drop**1.3, y - 0.6 * scale + length * drop], axis=1)
+    canvas = np.zeros(frame.shape, np.uint8)
+    half = 0.62 * scale * (1.0 - 0.68 * drop) * rng.uniform(0.85, 1.1)
+    for share, level in ((1.0, 120), (0.75, 190), (0.45, 235)):
+        paint(frame, canvas, ribbon(tube, share * half), level)
+    clumps += blur(canvas, 0.10 * frame.px_per_cm).astype(np.float32) * np.float32(1.5 / 255.0)
+    for _ in range(9):
+        spot = (x + sign * rng.normal(0.1, 0.55) * scale, y + rng.normal(0.2, 1.25) * scale)
+        axes = (rng.uniform(0.30, 0.75) * scale, rng.uniform(0.22, 0.5) * scale)
+        turn = float(np.degrees(np.arctan2(spot[1] - y, spot[0] - x)) + rng.normal(0.0, 25.0))
+        add_ellipsoid(frame, clumps, spot, axes, rng.uniform(0.6, 1.3) * axes[0] * 1.6, turn, 1.0)
 
 
 def draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -114,8 +155,8 @@ def draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray)
     for g, size in enumerate(_WIDTHS_CM):
         if (chosen := path[group == g]).size:
             target = fine if size < 0.14 else wide
-            stroke(frame, target, chosen, size, int(255 * min(1.0, (size / 0.62) ** 0.8)))
-    layer = blur(wide.astype(np.float32), 0.022 * frame.px_per_cm)
+            stroke(frame, target, chosen, size, int(255 * min(1.0, (size / 0.62) ** 0.75)))
+    layer = blur(wide.astype(np.float32), 0.035 * frame.px_per_cm)
     layer += fine
     return layer * np.float32(0.62 * _CONTRAST / 255.0)
 
