@@ -17,7 +17,8 @@ from .errors import DataError
 from .mapper import FxMapper
 from .record import PackedRecords
 from .samplers import JointSchedule, class_aware_weights, presence, repeat_factors
-from .sources import TASKS, Source, get_source
+from .source import TASKS, Source
+from .sources import get_source
 from .task_loader import Batch, Key, Records, TaskLoader, WeightsOf, WorkerConfig
 
 SAMPLERS = ("shuffle", "repeat_factor", "class_aware")
@@ -55,7 +56,8 @@ def tasks_of(cfg: Any, source: Source) -> tuple[str, ...]:
     unknown = set(cfg.DATASETS.TASKS) - set(TASKS)
     if unknown:
         raise ValueError(f"DATASETS.TASKS names {sorted(unknown)}; allowed: {TASKS}")
-    extra = [name.partition("/")[2] for name in cfg.DATASETS.EXTRA_TASKS if _is_of(name, source)]
+    pairs = [name.partition("/")[::2] for name in cfg.DATASETS.EXTRA_TASKS]
+    extra = [task for key, task in pairs if get_source(key) is source]
     for task in extra:
         if task not in source.all_tasks():
             raise ValueError(
@@ -63,10 +65,6 @@ def tasks_of(cfg: Any, source: Source) -> tuple[str, ...]:
             )
     wanted = [t for t in source.tasks if t in cfg.DATASETS.TASKS]
     return tuple(t for t in TASKS if t in wanted or t in extra)
-
-
-def _is_of(name: str, source: Source) -> bool:
-    return name.partition("/")[0] == source.key
 
 
 def load_datasets(names: Sequence[str]) -> Records:

@@ -33,7 +33,7 @@ from fx_d2.data.catalog import source_root
 from fx_d2.data.errors import DataError
 from fx_d2.data.formats.contract import DEFAULT_LIMITS, VOI_POLICIES, ImageFacts, LoadedImage
 from fx_d2.data.images import read_image
-from fx_d2.data.sources import get_source
+from fx_d2.data.sources import SOURCES, get_source
 
 _logger = logging.getLogger(__name__)
 
@@ -336,8 +336,14 @@ class CachedReader:
     def __init__(self, folder: str | os.PathLike[str], voi: str = "auto") -> None:
         self.folder, self.voi = Path(folder), voi
         self._caches: dict[str, ImageCache | None] = {}
+        self._roots: dict[str, Path] = {}
         if not self.folder.is_dir():
             raise DataError("no such folder", file=folder, expected="image caches", fix=_REBUILD)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker knows nothing of DATASETS.ROOTS, so it is told where the sources lie.
+        roots = {key: source_root(key) for key in SOURCES}
+        return {**vars(self), "_caches": {}, "_roots": roots}
 
     def read(self, record: Mapping[str, Any]) -> LoadedImage:
         """The image of ``record``, smaller if it comes from a cache."""
@@ -354,4 +360,4 @@ class CachedReader:
         if not folder.is_dir():
             _logger.warning("%s has no cache in %s: reading its files", key, self.folder)
             return None
-        return ImageCache.open(folder, voi=self.voi, root=source_root(key))
+        return ImageCache.open(folder, voi=self.voi, root=self._roots.get(key) or source_root(key))

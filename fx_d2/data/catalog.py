@@ -255,8 +255,7 @@ def load_records(
         stream = read_part(key, part.name, root=folder, report=report, options=options)
         records, _, patients = _pack(stream, f"{key} {part.name}")
         if (part.low, part.high) != (0.0, 1.0):
-            # Sources of one folder share the salt, so that their images are cut identically.
-            chosen = patients_between(patients, part.low, part.high, salt=source.folder)
+            chosen = _patients_of(source, part, patients, report)
             records = records.select([i for i, p in enumerate(patients) if p in chosen])
     if report.skipped:
         warnings.warn(f"{key} {split}: {report.summary()}", DataWarning, stacklevel=2)
@@ -298,7 +297,7 @@ def _load_listed(
                     yield record
 
     records, _, _ = _pack(listed(), f"{source.key} {split}")
-    if missing and not report.skipped:
+    if len(missing) > report.skipped.total():  # a skipped record explains one of them
         raise DataError(
             f"{len(missing)} images of split {split!r} are not on disk, e.g. {min(missing)!r}",
             file=path,
@@ -307,23 +306,41 @@ def _load_listed(
     return records
 
 
+def _patients_of(
+    source: Source, part: Part, patients: Iterable[str], report: ReadReport
+) -> set[str]:
+    """The patients in the share of ``part``.
+
+    Sources of one folder share the salt, and images that one of them leaves out still count, so
+    that all of them are cut identically.
+    """
+    everybody = {*patients, *report.left_out.get(part.name, ())}
+    return patients_between(everybody, part.low, part.high, salt=source.folder)
+
+
+def _contains(part: Part, other: Part) -> bool:
+    larger = (part.high - part.low) > (other.high - other.low)
+    return larger and part.name == other.name and part.low <= other.low < other.high <= part.high
+
+
 def split_ids(
     key: str, *, root: str | os.PathLike[str] | None = None, report: ReadReport | None = None
 ) -> dict[str, list[str]]:
     """Image ids of the disjoint splits of a row, as a split file holds them.
 
-    A split that contains others (``all``, ``trainval``) is left out.
+    A split that contains another one (``all``, ``trainval``) is left out.
     """
     source = get_source(key)
+    report = make_report(key, None if root is None else Path(root)) if report is None else report
     result: dict[str, list[str]] = {}
     by_part: dict[str, tuple[list[str], list[str]]] = {}
     for split, part in source.splits.items():
-        if split in ("all", "trainval"):
+        if any(_contains(part, other) for other in source.splits.values()):
             continue
         if part.name not in by_part:
             stream = read_part(key, part.name, root=root, report=report)
             by_part[part.name] = _pack(stream, f"{key} {part.name}")[1:]
         ids, patients = by_part[part.name]
-        chosen = patients_between(patients, part.low, part.high, salt=source.folder)
+        chosen = _patients_of(source, part, patients, report)
         result[split] = [i for i, p in zip(ids, patients, strict=True) if p in chosen]
     return result

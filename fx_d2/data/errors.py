@@ -84,6 +84,8 @@ class ReadReport:
             Errors that concern a whole file (missing index, wrong header) always raise.
         published_counts: whether totals are compared with the published figures; off for a
             synthetic world, which is smaller by design (it is recognised by its ``PHANTOM.json``).
+        left_out: by part, ids of images or patients that a reader leaves out by design. They take
+            part when the part is cut into splits, so that sources of one folder are cut alike.
     """
 
     on_error: str = "raise"
@@ -91,6 +93,7 @@ class ReadReport:
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, DataError] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):

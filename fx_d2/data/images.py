@@ -89,7 +89,7 @@ def read_mask_image(
 ) -> npt.NDArray[np.bool_]:
     """Foreground (H, W) of a PNG, GIF, BMP or JPEG mask: whatever is not black (JPEG: above half).
 
-    Colour and palette entries count by their luminance; an alpha channel is ignored.
+    A colour or palette entry counts by its brightest channel; an alpha channel is ignored.
     """
     with opened(path, limits) as file, collecting_notes():
         kind = _kind(file)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .record import UNCERTAIN
+from .sources import get_source
 
 UNCERTAIN_POLICIES = ("ignore", "zeros", "ones", "smooth")
 UNKNOWN_POLICIES = ("ignore", "zeros")
@@ -36,6 +37,7 @@ class Rule:
                 raise ValueError(
                     f"label policy {text!r}; write 'source=policy' or 'source/class=policy'"
                 )
+            get_source(source.strip())  # raises: a policy for a misspelt source would do nothing
             parsed.append((source.strip(), name.strip() or None, policy.strip()))
         for policy in (default, *(p for _, _, p in parsed)):
             if policy not in allowed:

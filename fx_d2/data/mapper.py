@@ -24,7 +24,8 @@ from .intensity import IntensityConfig, normalise
 from .label_policy import UNCERTAIN_POLICIES, UNKNOWN_POLICIES, LabelPolicy, Rule, for_evaluation
 from .masks import MaskRef, load_mask
 from .record import Record, box_xyxy
-from .sources import TASKS, Source, get_source
+from .source import TASKS, Source
+from .sources import get_source
 from .transforms import (
     FxResizeTransform,
     build_augmentations,

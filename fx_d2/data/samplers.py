@@ -33,9 +33,8 @@ def order(
 ) -> np.ndarray:
     """The records of one pass.
 
-    Successive passes of a fraction share one permutation until it is used up: with ``fraction=0.5``
-        passes 0 and 1
-    show each record once between them.
+    Successive passes of a fraction share one permutation until it is used up: with
+    ``fraction=0.5`` passes 0 and 1 show each record once between them.
 
     Args:
         seed: of the run.

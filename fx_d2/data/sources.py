@@ -8,23 +8,10 @@ rows. A further source is one more row, and a reader only if its files have a la
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from . import vocabulary as v
-from .source import CLS_KINDS, TASKS, Part, Source, carved, official, val_from_train
-
-__all__ = [
-    "CLS_KINDS",
-    "SOURCES",
-    "TASKS",
-    "Part",
-    "Source",
-    "add_source",
-    "carved",
-    "get_source",
-    "official",
-    "pretraining_sources",
-    "val_from_train",
-]
+from .source import Source, carved, official, val_from_train
 
 SOURCES: dict[str, Source] = {}
 
@@ -54,6 +41,17 @@ def pretraining_sources() -> list[Source]:
 
 _DUA = "data use agreement of the provider, research only, no redistribution"
 _PHYSIONET = "PhysioNet Credentialed Health Data License 1.5.0"
+
+# Three rows read one folder: the rows differ in the classes they ask for.
+_VINDR: dict[str, Any] = {
+    "folder": "vindr-cxr",
+    "reader": "vindr",
+    "splits": val_from_train("train", "test"),
+    "expected": {"train/images": 15000, "test/images": 3000},
+    "licence": _PHYSIONET,
+    "homepage": "physionet.org/content/vindr-cxr",
+    "citation": "Nguyen et al., VinDr-CXR, Scientific Data 2022",
+}
 
 _ROWS = (
     Source(
@@ -100,17 +98,11 @@ _ROWS = (
     Source(
         key="vindr_cxr",
         title="VinDr-CXR (the paper's six labels)",
-        folder="vindr-cxr",
-        reader="vindr",
-        splits=val_from_train("train", "test"),
+        **_VINDR,
         tasks=("cls",),
         paper_id="C3",
         cls_classes=v.VINDR_PAPER_6,
-        expected={"train/images": 15000, "test/images": 3000},
         overlaps=("vindr_local", "vindr_global", "chexmask_vindr"),
-        licence=_PHYSIONET,
-        homepage="physionet.org/content/vindr-cxr",
-        citation="Nguyen et al., VinDr-CXR, Scientific Data 2022",
         access="credentialed PhysioNet account",
     ),
     Source(
@@ -277,33 +269,21 @@ _ROWS = (
     Source(
         key="vindr_local",
         title="VinDr-CXR: 22 local labels and boxes (three readers fused)",
-        folder="vindr-cxr",
-        reader="vindr",
-        splits=val_from_train("train", "test"),
+        **_VINDR,
         tasks=("cls", "loc"),
         cls_classes=v.VINDR_LOCAL_22,
         thing_classes=v.VINDR_BOXES_14,
         options={"fuse_iou": 0.5, "min_readers": 1},
-        expected={"train/images": 15000, "test/images": 3000},
         overlaps=("vindr_cxr", "vindr_global", "chexmask_vindr"),
-        licence=_PHYSIONET,
-        homepage="physionet.org/content/vindr-cxr",
-        citation="Nguyen et al., VinDr-CXR, Scientific Data 2022",
         access="credentialed PhysioNet account, or the VinBigData challenge on Kaggle",
     ),
     Source(
         key="vindr_global",
         title="VinDr-CXR: the six global labels",
-        folder="vindr-cxr",
-        reader="vindr",
-        splits=val_from_train("train", "test"),
+        **_VINDR,
         tasks=("cls",),
         cls_classes=v.VINDR_GLOBAL_6,
-        expected={"train/images": 15000, "test/images": 3000},
         overlaps=("vindr_cxr", "vindr_local", "chexmask_vindr"),
-        licence=_PHYSIONET,
-        homepage="physionet.org/content/vindr-cxr",
-        citation="Nguyen et al., VinDr-CXR, Scientific Data 2022",
         access="credentialed PhysioNet account",
     ),
     Source(

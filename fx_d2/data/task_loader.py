@@ -1,10 +1,9 @@
 """The training loader: one (source, task) at a time, or a mix of them step by step.
 
-Workers start when the first batch of a task is asked for and stop when another task becomes active:
-    eleven sources
-with their own workers each would hold eleven times the memory and idle ten elevenths of the time.
-What a worker is sent is (record number, position); it holds no random state, so their number
-changes nothing, and a loader can begin at any step.
+Workers start when the first batch of a task is asked for and stop when another task becomes
+active: eleven sources with their own workers each would hold eleven times the memory and idle ten
+elevenths of the time. What a worker is sent is (record number, position); it holds no random state,
+so their number changes nothing, and a loader can begin at any step.
 """
 
 from __future__ import annotations

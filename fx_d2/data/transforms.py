@@ -6,8 +6,7 @@ becomes noise at 224), it has no crop by area, no shift-and-scale that keeps the
 photometric ones know colour, not exposure.
 
 Order: crop, resize, flip, rotate, shift and scale, grey levels, pad. The crop comes first because
-    it only selects
-pixels; everything that interpolates works on the small image.
+it only selects pixels; everything that interpolates works on the small image.
 """
 
 from __future__ import annotations

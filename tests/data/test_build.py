@@ -141,6 +141,9 @@ def test_extra_tasks_are_used_when_asked_for(fx_cfg):
     fx_cfg.DATASETS.EXTRA_TASKS = ("nih14/seg",)
     with pytest.raises(ValueError, match="EXTRA_TASKS"):
         build.tasks_of(fx_cfg, nih)
+    fx_cfg.DATASETS.EXTRA_TASKS = ("nih15/loc",)
+    with pytest.raises(KeyError, match="Did you mean 'nih14'"):
+        build.tasks_of(fx_cfg, nih)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 20])

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import make_split
 from fx_d2.data import builtin, catalog
 from fx_d2.data.errors import DataError, DataWarning, ReadReport
 from fx_d2.data.record import PackedRecords
-from fx_d2.data.source import Source, carved, official
+from fx_d2.data.source import Part, Source, carved, official
 from fx_d2.data.sources import SOURCES
 from fx_d2.data.splits import write_split_file
 
@@ -100,6 +101,27 @@ def test_sources_of_one_folder_are_cut_identically(datasets):
         assert cut[0] == cut[1] and len(cut[0]) in (54, 6)
 
 
+def test_images_without_a_good_mask_move_nobody_across(datasets):
+    """CheXmask leaves images of VinDr-CXR out; those it keeps stay on VinDr-CXR's side."""
+    table = datasets / "chexmask-cxr-segmentation-data" / "VinDr-CXR.csv"
+    table.parent.mkdir()
+    rows = ["image_id,Dice RCA (Mean),Landmarks,Left Lung,Right Lung,Heart,Height,Width"]
+    for i in range(5, 60):  # no row for five images, a low score for every fourth other
+        rows.append(f"{i:032x},{0.9 if i % 4 else 0.1},,1 4,6 3,9 2,6,6")
+    table.write_text("\n".join(rows) + "\n")
+    sides = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        for split in ("train", "val"):
+            whole = set(ids(builtin.load_records("vindr_cxr", split)))
+            sides[split] = set(ids(builtin.load_records("chexmask_vindr", split)))
+            assert sides[split] and sides[split] < whole
+        (datasets / "vindr-cxr" / "test").mkdir()
+        written = catalog.split_ids("chexmask_vindr")
+    assert {split: set(written[split]) for split in sides} == sides
+    assert len(sides["train"] | sides["val"]) == 42
+
+
 def test_patients_are_never_split(monkeypatch, datasets):
     def read(request) -> Iterator[dict]:
         for i in range(200):
@@ -184,6 +206,30 @@ def test_split_files(datasets, tmp_path, capsys):
     write_split_file(path, "shenzhen", {"train": ["CHNCXR_9999_1"]})
     with pytest.raises(DataError, match="1 images of split 'train' are not on disk"):
         builtin.load_records("shenzhen", "train")
+
+
+def test_a_skipped_record_does_not_hide_that_others_are_missing(datasets, tmp_path):
+    (datasets / "ChinaSet_AllFiles/CXR_png/other.png").touch()
+    path = tmp_path / "split.json"
+    lost = ["CHNCXR_9998_1", "CHNCXR_9999_1"]
+    for missing in (lost[:1], lost):
+        write_split_file(path, "shenzhen", {"train": ["CHNCXR_0003_1", *missing]})
+        load = partial(builtin.load_records, "shenzhen", "train", split_file=path, on_error="skip")
+        if len(missing) == 1:  # the skipped file may be the one
+            with pytest.warns(DataWarning, match="skipped 1 x"):
+                assert ids(load()) == ["CHNCXR_0003_1"]
+        else:
+            with pytest.raises(DataError, match="2 images of split 'train' are not on disk"):
+                load()
+
+
+def test_a_split_that_contains_others_is_not_written_down(datasets, own_source):
+    (datasets / "own").mkdir()
+    splits = {"everything": Part("all"), "a": Part("all", 0, 0.5), "b": Part("all", 0.5, 1)}
+    own_source(splits=splits, reader=lambda request: map(an_image, range(10)))
+    written = catalog.split_ids("own")
+    assert list(written) == ["a", "b"]
+    assert sorted(written["a"] + written["b"]) == [str(i) for i in range(10)]
 
 
 def test_make_split_says_what_is_wrong(datasets, tmp_path, capsys):

@@ -143,6 +143,8 @@ def test_a_changed_file_of_the_same_size_is_refused(tmp_path):
     for _ in range(2):
         with pytest.raises(DataError, match="changed"):
             cache.get(path)
+    assert build([path], tmp_path / "cache", 64).n_built == 1
+    assert ImageCache.open(tmp_path / "cache").get(path).pixels.max() == 1
 
 
 def test_a_touched_file_is_still_the_same(tmp_path, images):
@@ -316,6 +318,21 @@ def test_a_cache_travels_to_loader_workers(tmp_path, images):
     worker.start()
     assert queue.get(timeout=60) == expected
     worker.join()
+
+
+def test_a_reader_travels_with_the_folders_of_its_sources(tmp_path, images):
+    """A spawned worker knows nothing of DATASETS.ROOTS."""
+    build(images, tmp_path / "caches" / "jsrt", 64, root=images[0].parent)
+    record = {"source": "jsrt", "file_name": str(images[0])}
+    try:
+        configure({"jsrt": str(images[0].parent)})
+        reader = CachedReader(tmp_path / "caches")
+        expected = reader.read(record).pixels
+        packed = pickle.dumps(reader)
+    finally:
+        configure()
+    copy = pickle.loads(packed)  # noqa: S301 - our own bytes
+    np.testing.assert_array_equal(copy.read(record).pixels, expected)
 
 
 def test_a_large_index_opens_fast_and_small(tmp_path, monkeypatch):

@@ -268,6 +268,14 @@ def test_wrong_policies_are_refused(fx_cfg, key, value, message):
         FxMapper(fx_cfg, True)
 
 
+def test_a_policy_for_a_misspelt_source_is_refused(fx_cfg):
+    for key in ("UNCERTAIN_BY", "UNKNOWN_BY"):
+        cfg = fx_cfg.clone()
+        cfg.INPUT.FX[key] = ("chexprt=zeros",)
+        with pytest.raises(KeyError, match="Did you mean 'chexpert'"):
+            FxMapper(cfg, True)
+
+
 def test_check_finds_a_class_that_does_not_exist(toy, fx_cfg):
     fx_cfg.INPUT.FX.UNCERTAIN_BY = ("toy_chest/Oedema=ones",)
     with pytest.raises(ValueError, match="Oedema"):

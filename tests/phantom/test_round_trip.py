@@ -16,7 +16,8 @@ from fx_d2.data.errors import ReadReport
 from fx_d2.data.images import image_size, read_image
 from fx_d2.data.masks import load_mask
 from fx_d2.data.record import Record, box_xyxy, validate_record
-from fx_d2.data.sources import SOURCES, Source, get_source
+from fx_d2.data.source import Source
+from fx_d2.data.sources import SOURCES, get_source
 from fx_d2.phantom.world import read_truth
 
 PARTS = [

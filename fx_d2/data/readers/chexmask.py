@@ -42,6 +42,8 @@ def read(request: ReadRequest) -> Iterator[Record]:
     table = _table(request)
     root = find_file(request.root, request.part, f"1.0.0/{request.part}", what="the image folder")
     images, threshold = files_in(root, _SUFFIXES), float(request.option("min_dice_rca", 0.0))
+    # VinDr-CXR's own readers keep every image; an image without a good mask still has its side.
+    request.report.left_out[request.part] = set(images)
     seen: set[str] = set()
     n_low = 0
     for line, row in _rows(table):

@@ -27,6 +27,7 @@ from .base import (
     number,
     read_lines,
     read_table,
+    reject,
     view_filter,
     warn_counts,
 )
@@ -118,7 +119,11 @@ def read(request: ReadRequest) -> Iterator[Record]:
     root, classes = request.root, request.source.cls_classes
     table = _find(root, "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", what="the label table")
     frame = read_table(table, required=_COLUMNS, usecols=_COLUMNS)
-    row_of = {name: row for row, name in enumerate(frame["Image Index"])}
+    once = ~frame["Image Index"].duplicated(keep=False).to_numpy()
+    twice = ~once & frame.duplicated("Image Index").to_numpy()
+    hint = "every image in one row"
+    reject(frame, "Image Index", twice, ~once, file=table, expected=hint, report=request.report)
+    row_of = {name: row for row, name in enumerate(frame["Image Index"]) if once[row]}
     vectors = {text: _label_vector(text, classes) for text in frame["Finding Labels"].unique()}
     list_path = _find(root, _LISTS[request.part], what="the official list of this part")
     names = read_lines(list_path)

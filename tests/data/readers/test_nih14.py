@@ -88,6 +88,17 @@ def test_bad_rows_are_named(tree, read, rows, message):
         read("nih14", "train_val", root)
 
 
+def test_an_image_with_two_label_rows_is_not_guessed(tree, read):
+    again = ROWS[0].replace("Cardiomegaly|Emphysema", "Hernia")
+    root = tree(kaggle(rows=(*ROWS, again)))
+    with pytest.raises(DataError, match=r"row 6: column 'Image Index' .*every image in one row"):
+        read("nih14", "train_val", root)
+    report = ReadReport(on_error="skip", published_counts=False)
+    left = read("nih14", "train_val", root, report=report)
+    assert [r["image_id"] for r in left] == ["00000001_001"]
+    assert report.skipped["row with a bad Image Index"] == 1
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [
