@@ -105,13 +105,13 @@ def make_body(patient: PatientSpec, pose: Pose) -> Body:
     right = patient.lung_height - raise_cm
     heart = patient.ctr / 0.445
     heart *= 1.0 + 0.12 * (1.0 - pose.inspiration) + (0.10 if bedside else 0.0)
-    own = np.random.default_rng([patient.seed, 43]).standard_normal(6).clip(-2.0, 2.0)
+    own = np.random.default_rng([patient.seed, 43]).standard_normal(8).clip(-2.0, 2.0)
     body = Body(
         half_width=patient.half_width * (1.0 - 0.03 * (1.0 - pose.inspiration)),
         depth=patient.depth,
         dome_y={"right": right, "left": right + patient.dome_gap},
-        cp_drop=5.0 * patient.half_width / 14.0,
-        medial_drop=2.4,
+        cp_drop=5.0 * patient.half_width / 14.0 * (1.0 + 0.09 * own[6]),
+        medial_drop=2.4 * (1.0 + 0.2 * own[7]),
         rib_slope=patient.rib_slope * (0.75 + 0.25 * pose.inspiration),
         rib_top=-0.9,
         rib_step=patient.lung_height / 9.6,

@@ -120,7 +120,10 @@ def _mediastinal_tissue(
         from_spine = (x - body.spine_x(y) - 0.5 * body.mediastinum_shift) / 3.2
         # On the diaphragm heart and liver touch: no lung is left in front of or behind them.
         resting = np.clip((y - floor + 6.0) / 6.5, 0.0, 1.0) ** 2
-        return body.depth_at(y) * (0.50 + 0.42 * np.exp(-(from_spine**2)) + 0.42 * resting)
+        # Above the arch vessels and muscles fill the inlet; no lung meets lung there.
+        inlet = np.clip((12.0 - y) / 7.0, 0.0, 1.0)
+        filled = 0.50 + 0.42 * np.exp(-(from_spine**2)) + 0.42 * resting + 0.9 * inlet
+        return body.depth_at(y) * filled
 
     tissue = rounded * frame.coarse(content)
     for part in (*heart, *vessels[:2]):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 
 from fx_d2.phantom.anatomy import Body, side_sign
-from fx_d2.phantom.canvas import bezier, blur, fill, ribbon, stroke
+from fx_d2.phantom.canvas import bezier, blur, fill, noise_field, ribbon, stroke
 from fx_d2.phantom.findings.base import (
     Drawn,
     FindingKind,
@@ -39,7 +40,14 @@ def patch(
     centre = pick_point(scene, where, zone, rng, 0.0 if outer else 0.35 * size_cm)
     stretch = rng.uniform(0.75, 1.2, 2)
     axes = (0.5 * size_cm * stretch[0], 0.5 * size_cm * stretch[1])
-    return fill(scene.frame, [Lump.draw(rng, centre, axes, 0.22).outline()]) & lung
+    main = Lump.draw(rng, centre, axes, 0.24)
+    outlines = [main.outline()]
+    # Lobules around the rim: an opacity in air spaces has no smooth outline.
+    rim = main.outline(48)
+    for k in rng.integers(0, 48, 7):
+        size = size_cm * rng.uniform(0.09, 0.20)
+        outlines.append(Lump.draw(rng, tuple(rim[k]), (size, 0.8 * size), 0.2).outline(24))
+    return fill(scene.frame, outlines) & lung
 
 
 def hilum_of(scene: Scene, side: str) -> tuple[float, float]:
@@ -52,14 +60,53 @@ def hilum_of(scene: Scene, side: str) -> tuple[float, float]:
 
 
 def _bronchogram(scene: Scene, mask: np.ndarray, side: str, rng: np.random.Generator) -> np.ndarray:
-    """Air-filled bronchi (H, W in [0, 1]) radiating from the hilum through a consolidation."""
+    """Air-filled bronchi (H, W in [0, 1]) that fork through an opacity, away from the hilum."""
     canvas = np.zeros(scene.frame.shape, np.uint8)
-    hilum = hilum_of(scene, side)
-    for _ in range(9):
-        target = pick_point(scene, mask, None, rng)
-        middle = 0.5 * (np.array(hilum) + target) + rng.normal(0.0, 0.6, 2)
-        stroke(scene.frame, canvas, [bezier([hilum, tuple(middle), target], 12)], 0.2, 200)
-    return canvas.astype(np.float32) / 255.0 * mask
+    hilum = np.array(hilum_of(scene, side))
+    target = np.array(pick_point(scene, mask, None, rng, 0.8))
+    reach = target - hilum
+    angle = float(np.arctan2(reach[1], reach[0]))
+    start = hilum + 0.55 * reach
+    stems = [(start, angle, rng.uniform(1.6, 2.4), 0.16)]
+    scale = scene.body.half_width / 14.0
+    for _ in range(4):
+        grown = []
+        for point, heading, length, wide in stems:
+            bend = heading + rng.normal(0.0, 0.25)
+            middle = point + 0.5 * length * scale * np.array([np.cos(heading), np.sin(heading)])
+            end = middle + 0.5 * length * scale * np.array([np.cos(bend), np.sin(bend)])
+            stroke(scene.frame, canvas, [bezier([point, middle, end], 8)], wide * scale, 200)
+            for sign in (-1.0, 1.0):
+                fork = bend + sign * rng.uniform(0.2, 0.7)
+                grown.append((end, fork, length * rng.uniform(0.5, 0.9), 0.74 * wide))
+        stems = grown
+    layer = blur(canvas, 0.05 * scene.frame.px_per_cm).astype(np.float32) / np.float32(255.0)
+    return layer * mask
+
+
+def fluffy(
+    scene: Scene,
+    mask: np.ndarray,
+    side: str,
+    edge_cm: float,
+    rng: np.random.Generator,
+    amount: float = 0.25,
+) -> np.ndarray:
+    """Coverage (H, W) of a cloud: dense in its middle, uneven, fading out before the mask's rim.
+
+    It does not fade towards pleura and heart, whose outline an opacity takes over. It is above
+    zero everywhere in the mask and zero outside.
+    """
+    px = scene.frame.px_per_cm
+    healthy = scene.lung(side) & ~mask
+    depth = cv2.distanceTransform((~healthy).astype(np.uint8), cv2.DIST_L2, 3)
+    depth = np.minimum(depth * np.float32(1.0 / (edge_cm * px)), 1.2)
+    field = noise_field(scene.frame, rng, 1.5)
+    # The border wanders, but less and less towards the rim: noise there would be a cut edge.
+    level = np.clip(depth + np.float32(amount) * field * np.minimum(1.6 * depth, 1.0), 0.0, 1.0)
+    level = blur(level * level * (3.0 - 2.0 * level), 0.12 * px)
+    fine = np.float32(0.5 * amount) * noise_field(scene.frame, rng, 0.6)
+    return np.clip(level * (1.0 + fine + np.float32(0.5 * amount) * field), 0.04, 1.2) * mask
 
 
 def _consolidate(
@@ -69,8 +116,8 @@ def _consolidate(
     *,
     size_cm: tuple[float, float],
     opacity: tuple[float, float],
-    edge_cm: float,
-    patch_cm: float,
+    edge_share: float,
+    patchy: float,
     bronchogram: bool,
 ) -> list[Drawn]:
     """One patch per side whose air is partly replaced."""
@@ -80,9 +127,9 @@ def _consolidate(
     level = opacity[0] + (opacity[1] - opacity[0]) * severity
     for side in sides_of(spec):
         mask = patch(scene, side, spec.zone, size * scene.body.half_width / 14.0, rng)
-        share = level * feathered(scene, mask, edge_cm) * mottle(scene, rng, patch_cm, 0.20)
+        share = level * fluffy(scene, mask, side, edge_share * size, rng, patchy)
         if bronchogram:
-            share *= 1.0 - 0.34 * _bronchogram(scene, mask, side, rng)
+            share *= 1.0 - 0.22 * _bronchogram(scene, mask, side, rng)
         scene.fill_air(np.clip(share, 0.0, 0.97))
         drawn.append(Drawn(mask, side))
     return drawn
@@ -91,7 +138,7 @@ def _consolidate(
 def draw_consolidation(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> list[Drawn]:
     """Dense patch with air bronchograms."""
     return _consolidate(
-        scene, spec, rng, size_cm=(4.5, 10.0), opacity=(0.38, 0.72), edge_cm=1.8, patch_cm=1.1,
+        scene, spec, rng, size_cm=(4.8, 10.5), opacity=(0.34, 0.68), edge_share=0.28, patchy=0.15,
         bronchogram=True,
     )  # fmt: skip
 
@@ -99,7 +146,7 @@ def draw_consolidation(scene: Scene, spec: FindingSpec, rng: np.random.Generator
 def draw_infiltration(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> list[Drawn]:
     """Fainter, patchier, with vague borders."""
     return _consolidate(
-        scene, spec, rng, size_cm=(5.0, 9.0), opacity=(0.24, 0.42), edge_cm=3.0, patch_cm=0.8,
+        scene, spec, rng, size_cm=(5.0, 9.0), opacity=(0.24, 0.42), edge_share=0.32, patchy=0.24,
         bronchogram=False,
     )  # fmt: skip
 
@@ -107,7 +154,7 @@ def draw_infiltration(scene: Scene, spec: FindingSpec, rng: np.random.Generator)
 def draw_tb_infiltrate(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> list[Drawn]:
     """Upper-zone patchy, nodular infiltrate."""
     drawn = _consolidate(
-        scene, spec, rng, size_cm=(4.0, 8.0), opacity=(0.28, 0.55), edge_cm=2.0, patch_cm=0.6,
+        scene, spec, rng, size_cm=(4.0, 8.0), opacity=(0.26, 0.52), edge_share=0.29, patchy=0.24,
         bronchogram=False,
     )  # fmt: skip
     for item in drawn:
@@ -124,7 +171,7 @@ def draw_ground_glass(scene: Scene, spec: FindingSpec, rng: np.random.Generator)
     severity = float(spec.severity or 0.0)
     for side in sides_of(spec):
         mask = patch(scene, side, spec.zone, 5.5 + 5.0 * severity, rng)
-        share = (0.18 + 0.18 * severity) * feathered(scene, mask, 3.0) * mottle(scene, rng, 2.0)
+        share = (0.22 + 0.20 * severity) * fluffy(scene, mask, side, 2.0, rng, 0.15)
         scene.fill_air(np.clip(share, 0.0, 0.9), vessels_too=False)
         drawn.append(Drawn(mask, side))
     return drawn
@@ -139,10 +186,10 @@ def draw_covid(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> lis
         cover = scene.frame.zeros()
         for zone in ("lower", "lower", "middle", "upper")[: 2 + round(2 * severity)]:
             mask = patch(scene, side, zone, rng.uniform(4.0, 6.0) + 2.0 * severity, rng, outer=True)
-            cover = np.maximum(cover, feathered(scene, mask, 2.2))
+            cover = np.maximum(cover, fluffy(scene, mask, side, 1.35, rng, 0.17))
             total |= mask
-        share = (0.24 + 0.26 * severity) * cover * mottle(scene, rng, 0.9)
-        share += 0.14 * cover * network(scene.frame, rng, 0.6)
+        share = (0.26 + 0.28 * severity) * cover
+        share += 0.05 * cover * network(scene.frame, rng, 0.6)
         scene.fill_air(np.clip(share, 0.0, 0.9), vessels_too=False)
         drawn.append(Drawn(total, side))
     return drawn

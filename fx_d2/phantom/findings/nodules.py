@@ -31,7 +31,8 @@ def _solid(
     centre = pick_point(scene, scene.lung(side), zone, rng, 0.5 * diameter + 0.3)
     axes = (0.5 * diameter * rng.uniform(0.9, 1.1), 0.5 * diameter * rng.uniform(0.85, 1.05))
     lump = Lump.draw(rng, centre, axes, roughness)
-    lump.add(scene.frame, scene.shadow, density * diameter, 0.42)
+    # Denser than a sphere in its middle and without its sharp rim: partial volume and breathing.
+    lump.add(scene.frame, scene.shadow, 1.06 * density * diameter, 0.66)
     return fill(scene.frame, [lump.outline()]), lump
 
 
@@ -52,7 +53,7 @@ def draw_mass(scene: Scene, spec: FindingSpec, rng: np.random.Generator) -> list
     severity = float(spec.severity or 0.0)
     for side in sides_of(spec):
         diameter = 3.1 + 4.0 * severity
-        mask, lump = _solid(scene, side, spec.zone, diameter, rng, 0.12, 0.75)
+        mask, lump = _solid(scene, side, spec.zone, diameter, rng, 0.13, 0.75)
         if rng.random() < 0.6:
             _spicules(scene, lump, scene.lung(side), rng)
         drawn.append(Drawn(mask, side))
