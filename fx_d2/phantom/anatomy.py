@@ -161,7 +161,7 @@ def dome_line(body: Body, side: str, n: int = 40) -> np.ndarray:
     t_medial = (summit - medial) / (summit + 0.4)
     t_lateral = (lateral - summit) / (wall - summit)
     y_medial = peak + body.medial_drop * t_medial**2.2
-    y_lateral = peak + body.cp_drop * (1.0 - np.sqrt(np.maximum(1.0 - t_lateral**2, 0.0)))
+    y_lateral = peak + body.cp_drop * (1.0 - np.maximum(1.0 - t_lateral**2, 0.0) ** 0.64)
     x = np.concatenate([medial, lateral]) * _SIGN[side]
     return np.stack([x, np.concatenate([y_medial, y_lateral])], axis=1)
 
@@ -177,11 +177,11 @@ def cavity_outline(body: Body, side: str) -> np.ndarray:
     sign = _SIGN[side]
     apex = np.array(
         [
-            (sign * apex_outer * 0.86, -0.16),
-            (sign * apex_outer * 0.68, -0.16),
-            (sign * apex_outer * 0.50, 0.22),
-            (sign * apex_outer * 0.36, 1.2),
-            (sign * apex_outer * 0.28, 2.6),
+            (sign * apex_outer * 0.93, -0.16),
+            (sign * apex_outer * 0.82, -0.16),
+            (sign * apex_outer * 0.70, 0.25),
+            (sign * apex_outer * 0.60, 1.2),
+            (sign * apex_outer * 0.50, 2.8),
             (sign * -0.4, 4.6),
         ]
     )

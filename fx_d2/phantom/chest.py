@@ -68,7 +68,7 @@ def build_chest(frame: Frame, body: Body) -> Chest:
         structures[f"{side}_lung"] = cavity[side] & ~silhouette & ~heart_mask
         below = frame.coarse(partial(_recess_share, body, side))
         share = np.maximum(soft_fill(frame, [outline]), below) * np.float32(body.lung_air[side])
-        air = np.maximum(air, share)
+        air = np.maximum(air, blur(share, 0.045 * frame.px_per_cm))
     # A smooth floor: the rim of what fills the whole depth must not show as a line.
     gap = depth - tissue
     air *= 0.5 * (gap + np.sqrt(gap * gap + np.float32(2.0)))

@@ -41,7 +41,9 @@ def airway_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
             paint(frame, canvas, ribbon(path, share * radius), int(gas * level))
         outlines.append(ribbon(path, radius))
     depth = 2.3 * body.half_width / 14.0
-    layer = blur(canvas.astype(np.float32), 0.14 * frame.px_per_cm)
+    # Towards the larynx the column narrows and is lost in the neck.
+    seen = frame.coarse(lambda x, y: np.clip((y + 8.8) / 4.5, 0.0, 1.0) + 0.0 * x)
+    layer = blur(canvas.astype(np.float32), 0.14 * frame.px_per_cm) * seen
     return layer * np.float32(depth / 255.0), fill(frame, outlines)
 
 

@@ -17,7 +17,7 @@ from fx_d2.phantom.canvas import (
 )
 
 _GENERATIONS = 8
-_CONTRAST = 2.1  # vessels over their true thickness: a stand-in for what small ones add up to
+_CONTRAST = 2.0  # vessels over their true thickness: a stand-in for what small ones add up to
 # Widths into which branches are sorted, so that one call draws many of them.
 _WIDTHS_CM = (0.035, 0.05, 0.075, 0.11, 0.16, 0.23, 0.33, 0.46, 0.62)
 
@@ -44,7 +44,7 @@ def grow_tree(
         widths.append(2.0 * radius)
         spread = np.abs(rng.normal(0.46, 0.18, (len(start), 2))) * np.array([1.0, -1.0])
         major = rng.random(len(start)) < 0.5
-        share = np.where(major[:, None], (0.80, 0.52), (0.52, 0.80))
+        share = np.where(major[:, None], (0.80, 0.60), (0.60, 0.80))
         stretch = rng.uniform(0.66, 1.0, (len(start), 2))
         start = np.repeat(p3, 2, axis=0)
         angle = (a2[:, None] + spread * (1.25 - 0.7 * share)).ravel()
@@ -155,7 +155,7 @@ def draw_branches(frame: Frame, body: Body, path: np.ndarray, width: np.ndarray)
     for g, size in enumerate(_WIDTHS_CM):
         if (chosen := path[group == g]).size:
             target = fine if size < 0.14 else wide
-            stroke(frame, target, chosen, size, int(255 * min(1.0, (size / 0.62) ** 0.75)))
+            stroke(frame, target, chosen, size, int(255 * min(1.0, (size / 0.62) ** 0.68)))
     layer = blur(wide.astype(np.float32), 0.035 * frame.px_per_cm)
     layer += fine
     return layer * np.float32(0.62 * _CONTRAST / 255.0)
