@@ -255,7 +255,7 @@ def load_records(
         stream = read_part(key, part.name, root=folder, report=report, options=options)
         records, _, patients = _pack(stream, f"{key} {part.name}")
         if (part.low, part.high) != (0.0, 1.0):
-            chosen = _patients_of(source, part, patients, report)
+            chosen = patients_of(source, part, patients, report)
             records = records.select([i for i, p in enumerate(patients) if p in chosen])
     if report.skipped:
         warnings.warn(f"{key} {split}: {report.summary()}", DataWarning, stacklevel=2)
@@ -306,13 +306,19 @@ def _load_listed(
     return records
 
 
-def _patients_of(
+def patients_of(
     source: Source, part: Part, patients: Iterable[str], report: ReadReport
 ) -> set[str]:
-    """The patients in the share of ``part``.
+    """The patients in the share of a published part.
 
     Sources of one folder share the salt, and images that one of them leaves out still count, so
     that all of them are cut identically.
+
+    Args:
+        source: whose part.
+        part: the share.
+        patients: of the records that were read (:func:`patient_of`), repeats allowed.
+        report: of the same reading.
     """
     everybody = {*patients, *report.left_out.get(part.name, ())}
     return patients_between(everybody, part.low, part.high, salt=source.folder)
@@ -341,6 +347,6 @@ def split_ids(
             stream = read_part(key, part.name, root=root, report=report)
             by_part[part.name] = _pack(stream, f"{key} {part.name}")[1:]
         ids, patients = by_part[part.name]
-        chosen = _patients_of(source, part, patients, report)
+        chosen = patients_of(source, part, patients, report)
         result[split] = [i for i, p in zip(ids, patients, strict=True) if p in chosen]
     return result

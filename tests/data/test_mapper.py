@@ -135,6 +135,27 @@ def test_everything_moves_with_the_image(toy, augmented_cfg):
     assert len(seen) > 15  # the draws differ
 
 
+@pytest.mark.parametrize("resize", ["square", "keep"])
+def test_boxes_end_at_the_border_and_go_when_they_are_outside(toy, fx_cfg, monkeypatch, resize):
+    monkeypatch.setitem(SOURCES, "toy_chest", replace(toy.source, instance_masks=False))
+    fx_cfg.INPUT.FX.RESIZE = resize
+    record = dict(toy.records[1])
+    h, w = record["height"], record["width"]
+    boxes = [[0.0, 0.0, float(w), float(h)], [0.0, 0.0, 4.0, 4.0]]
+    record["annotations"] = [{"bbox": b, "bbox_mode": 0, "category_id": 0} for b in boxes]
+    mapper = FxMapper(plain(fx_cfg, CROP_SCALE=(0.3, 0.5), SHIFT=0.1, SCALE=0.3), True)
+    counts = []
+    for number in range(20):
+        result = mapper(record, "loc", position(number))
+        rows, columns = result["content_size"]
+        found = result["instances"].gt_boxes.tensor
+        assert (found >= 0).all()
+        assert (found[:, 2] <= columns).all() and (found[:, 3] <= rows).all()
+        assert (found[:, 2:] - found[:, :2] >= 1).all()
+        counts.append(len(found))
+    assert set(counts) == {1, 2}  # the corner is cropped away now and then
+
+
 def test_segmentation_may_be_any_reference(toy, fx_cfg):
     record = dict(toy.records[1])
     h, w = record["height"], record["width"]

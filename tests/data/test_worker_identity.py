@@ -106,6 +106,26 @@ def test_another_seed_pass_or_fraction_is_another_stream(toy, augmented_cfg):
     assert all(not same(by_id[0][i], by_id[1][i]) for i in by_id[0])
 
 
+def test_no_two_images_of_a_run_share_a_position(toy):
+    """A shared position would be the same crop, flip and noise twice."""
+
+    def positions_only(record, task, position):
+        return {"position": position}
+
+    a_loader = TaskLoader(
+        {(key, task): toy.records for key in (KEY, "other") for task in ("cls", "loc")},
+        positions_only,
+        seed=5,
+        batch_size=4,
+    )
+    seen = []
+    for key, task in a_loader.keys:
+        for number, fraction in ((0, 1.0), (1, 1.0), (0, 0.5)):
+            a_loader.activate(key, task, pass_index=number, fraction=fraction)
+            seen += [item["position"] for batch in a_loader for item in batch]
+    assert len(seen) == 4 * (16 + 16 + 8) and len(set(seen)) == len(seen)
+
+
 def test_the_same_image_twice_in_a_pass_is_augmented_twice(toy, augmented_cfg):
     """A repeated image (here by filling up the last batch) is no copy."""
     items = [i for b in batches(loader(toy, augmented_cfg)) for i in b]

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..catalog import PHANTOM_FILE, patient_of
+from ..catalog import PHANTOM_FILE, patient_of, patients_of
 from ..errors import DataError, ReadReport
 from ..record import PackedRecords, Record, box_xyxy, validate_record
 from ..source import Source
-from ..splits import patients_between
 from .facts import FactTable, Job
 from .mask_facts import MaskFact, MaskJob
 
@@ -79,7 +78,9 @@ class Part:
     contract: list[tuple[int, DataError]] = field(default_factory=list)
 
 
-def role_finder(source: Source, part: str, records: Sequence[Record]) -> Callable[[Record], str]:
+def role_finder(
+    source: Source, part: str, records: Sequence[Record], report: ReadReport
+) -> Callable[[Record], str]:
     """Tells for a record of ``part`` whether it is trained on, validated on or tested on."""
     shares = {
         role: source.splits[role]
@@ -92,7 +93,7 @@ def role_finder(source: Source, part: str, records: Sequence[Record]) -> Callabl
     patients = {patient_of(record) for record in records}
     owner: dict[str, str] = {}
     for role, share in shares.items():
-        for patient in patients_between(patients, share.low, share.high, salt=source.folder):
+        for patient in patients_of(source, share, patients, report):
             owner[patient] = role
     return lambda record: owner.get(patient_of(record), "")
 
@@ -160,7 +161,7 @@ class Examination:
         self.facts = FactTable(len(self.files))
 
     def _collect(self, number: int, part: Part, file_numbers: dict[str, int]) -> None:
-        role_of = role_finder(part.source, part.name, part.records)
+        role_of = role_finder(part.source, part.name, part.records, part.report)
         n_classes = len(part.source.cls_classes)
         labels = np.full((len(part.records), n_classes), np.nan, dtype=np.float32)
         boxes: list[tuple[Any, ...]] = []

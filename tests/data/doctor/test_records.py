@@ -144,13 +144,13 @@ def test_findings_beyond_the_limit_are_counted(
     assert sum(f.count for f in outside) == 8
 
 
-@pytest.mark.parametrize("key", ["nih14", "montgomery", "covid19_seg", "chexpert"])
+@pytest.mark.parametrize("key", ["nih14", "montgomery", "chexpert", "chexmask_vindr"])
 def test_roles_are_the_registered_splits(clean_world: Path, key: str) -> None:
     source = get_source(key)
     folder = clean_world / source.folder
     for part in {p.name for p in source.splits.values()}:
-        records, _ = read_with_reader(source, part, folder)
-        role = role_finder(source, part, records)
+        records, report = read_with_reader(source, part, folder)
+        role = role_finder(source, part, records, report)
         mine = {r["image_id"]: role(r) for r in records}
         for split in ("train", "val", "test"):
             if split in source.splits and source.splits[split].name == part:
