@@ -179,6 +179,26 @@ def test_an_eval_loader_from_the_config(registered, augmented_cfg):
     assert "sem_masks" in next(iter(with_targets))[0]
 
 
+def test_ranks_divide_the_batch_of_the_config(registered, fx_cfg, monkeypatch):
+    fx_cfg.DATASETS.TRAIN = names("all")
+    fx_cfg.SOLVER.IMS_PER_BATCH = 4
+    fx_cfg.DATALOADER.NUM_WORKERS = 0
+    trained, evaluated = [], []
+    monkeypatch.setattr(build.comm, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(build.comm, "get_rank", lambda rank=rank: rank)
+        loader = build.build_task_loader(fx_cfg)
+        assert loader.activate("toy_chest", "cls") == 4
+        trained.append([[item["image_id"] for item in batch] for batch in loader])
+        share = list(build.build_eval_loader(fx_cfg, "toy_chest_all", "cls"))
+        assert max(map(len, share)) == 2
+        evaluated += [item["image_id"] for batch in share for item in batch]
+    assert evaluated == [f"toy{i}" for i in range(13)]
+    for one, other in zip(*trained, strict=True):
+        assert len(one) == len(other) == 2 and set(one).isdisjoint(other)
+    assert {i for run in trained for batch in run for i in batch} == set(evaluated)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_with_a_bad_image(registered, fx_cfg, workers):
     fx_cfg.DATALOADER.NUM_WORKERS = workers
