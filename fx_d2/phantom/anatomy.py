@@ -201,6 +201,9 @@ def mediastinum_outline(body: Body) -> np.ndarray:
     left += [(knob_y, 1.10 + 0.2 * knob), (knob_y + 2.0, 1.04)]
     left += [(knob_y + 3.8, 1.22 * (0.6 + 0.4 * body.pulmonary_artery)), (knob_y + 6.4, 1.2)]
     left += [(low, 1.02)]
+    wavy = np.random.default_rng([body.seed, 67]).normal(0.0, 0.03, (2, 6))
+    for table, wave in zip((right, left), wavy, strict=True):
+        table[1:7] = [(y, x + w) for (y, x), w in zip(table[1:7], wave, strict=True)]
     y = np.linspace(-6.0, low, 60)
     # Shift and rotation act on the anterior content; the spine stays where it is.
     weight = np.interp(y, (-2.0, 3.0, 10.0, low), (0.1, 0.5, 1.0, 1.0))

@@ -238,8 +238,7 @@ def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
     column_canvas, bodies, detail = (np.zeros(frame.shape, np.uint8) for _ in range(3))
     rng = np.random.default_rng([body.seed, 59])
     k = body.half_width / 14.0
-    y = body.rib_top - 7.0
-    outlines = []
+    y, margin = body.rib_top - 12.0, 4.0 * frame.px_per_cm
     while y < body.span + 10.0:
         half = k * float(np.interp(y, (-6.0, 0.0, 10.0, 24.0), (1.25, 1.6, 1.75, 2.2)))
         u = rng.uniform(-1.0, 1.0, 4)
@@ -248,17 +247,19 @@ def spine_layer(frame: Frame, body: Body) -> tuple[np.ndarray, np.ndarray]:
         x = float(body.spine_x(y))
         top, bottom = y - 0.43 * step, y + 0.43 * step
         lean = 0.05 * step * u[1]
+        row = float(frame.to_px(np.array([(x, y)]))[0, 1])
+        if not -margin < row < frame.height + margin:  # not in the picture
+            y += step
+            continue
         right = bezier([(x + half, top + lean), (x + 0.86 * half, y), (x + half, bottom)], 8)
         left = right[::-1] * (-1.0, 1.0) + (2.0 * x, -lean)
         outline = np.concatenate([right, left], axis=0)
-        outlines.append(outline)
         paint(frame, bodies, outline, int(150 + 45 * u[2]))
         shrunk = (outline - (x, y)) * (0.90, 0.84) + (x, y)
         paint(frame, bodies, shrunk, int(95 + 30 * u[3]))
         _posterior_arch(frame, detail, x, y, half, step)
         y += step
-    first, last = outlines[0][:, 1].min(), outlines[-1][:, 1].max()
-    rows = np.linspace(first, last, 60)
+    rows = np.linspace(body.rib_top - 13.0, y, 60)
     half = k * np.interp(rows, (-6.0, 0.0, 10.0, 24.0), (1.25, 1.6, 1.75, 2.2))
     path = np.stack([body.spine_x(rows), rows], axis=1)
     for share, level in ((1.0, 120), (0.9, 175), (0.7, 200)):
@@ -282,10 +283,10 @@ def _posterior_arch(
 ) -> None:
     """Pedicles, spinous and transverse processes of one vertebra."""
     for sign in (-1.0, 1.0):
-        process = bezier([(x + sign * 0.8 * half, y), (x + sign * 1.9 * half, y - 0.22 * step)], 6)
+        process = np.array([(x + sign * 0.8 * half, y), (x + sign * 1.9 * half, y - 0.22 * step)])
         paint(frame, canvas, ribbon(process, 0.26 * half), 110)
         pedicle = (x + sign * 0.62 * half, y - 0.12 * step)
-        paint(frame, canvas, ellipse_points(pedicle, (0.24 * half, 0.20 * step)), 230)
-        paint(frame, canvas, ellipse_points(pedicle, (0.14 * half, 0.11 * step)), 120)
-    spinous = ellipse_points((x, y + 0.36 * step), (0.15 * half, 0.26 * step))
+        paint(frame, canvas, ellipse_points(pedicle, (0.24 * half, 0.20 * step), n=16), 230)
+        paint(frame, canvas, ellipse_points(pedicle, (0.14 * half, 0.11 * step), n=16), 120)
+    spinous = ellipse_points((x, y + 0.36 * step), (0.15 * half, 0.26 * step), n=16)
     paint(frame, canvas, spinous, 220)

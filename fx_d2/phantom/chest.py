@@ -216,5 +216,7 @@ def body_thickness(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     else:
         axis, radius = 19.4 * k + 0.26 * np.maximum(y - 4.0, 0.0), 5.6 * k + 1.4 * fat
     arm = 2.6 * radius * np.sqrt(np.clip(1.0 - ((side - axis) / radius) ** 2, 0.0, 1.0))
-    arm *= np.clip((y - 1.0) / 5.0, 0.0, 1.0)
-    return (trunk**5 + neck**5 + shoulder**5 + arm**5) ** 0.2
+    arm *= np.clip((y - 1.0 - 0.9 * np.maximum(side - axis + 1.0, 0.0) ** 1.4) / 5.0, 0.0, 1.0)
+    jaw = 1.0 - (side / (7.0 * k)) ** 2 - ((y + 18.5 * k) / (9.0 * k)) ** 2
+    head = 14.0 * np.sqrt(np.clip(jaw, 0.0, 1.0))
+    return (trunk**5 + neck**5 + shoulder**5 + arm**5 + head**5) ** 0.2

@@ -96,11 +96,11 @@ def vessel_layer(frame: Frame, body: Body, seed: int) -> np.ndarray:
 def _end_on(frame: Frame, body: Body, rng: np.random.Generator) -> np.ndarray:
     """Hila, and vessels and bronchi along the beam: clumps, dots and rings, in cm of tissue."""
     canvas = np.zeros(frame.shape, np.uint8)
-    clumps = frame.zeros()
+    clumps, tubes = frame.zeros(), np.zeros(frame.shape, np.uint8)
     scale = body.half_width / 14.0
     for side in ("right", "left"):
         roots = lung_roots(body, side, rng)
-        _hilum(frame, body, side, roots, clumps, rng)
+        _hilum(frame, body, side, roots, clumps, tubes, rng)
         for root in roots:
             away = rng.uniform(0.25, 2.2, 2)
             for k, distance in enumerate(away):
@@ -114,6 +114,7 @@ def _end_on(frame: Frame, body: Body, rng: np.random.Generator) -> np.ndarray:
                     paint(frame, canvas, ellipse_points(spot, (size, size), n=20), 130)
                     paint(frame, canvas, ellipse_points(spot, (0.6 * size, 0.6 * size), n=20), 0)
     dots = blur(canvas.astype(np.float32), 0.045 * frame.px_per_cm) * np.float32(1.0 / 255.0)
+    clumps += blur(tubes, 0.10 * frame.px_per_cm).astype(np.float32) * np.float32(1.5 / 255.0)
     return dots + clumps
 
 
@@ -123,20 +124,22 @@ def _hilum(
     side: str,
     roots: np.ndarray,
     clumps: np.ndarray,
+    tubes: np.ndarray,
     rng: np.random.Generator,
 ) -> None:
-    """Interlobar artery as a tapering tube, and a clump of short vessels and nodes around it."""
+    """Interlobar artery as a tapering tube, and a clump of short vessels and nodes around it.
+
+    Adds the artery to ``tubes`` (uint8, grey levels) and the clump to ``clumps`` (cm of tissue).
+    """
     scale = body.half_width / 14.0 * body.hilum
     sign = side_sign(side)
     x, y = float(roots[:, 0].mean()) + 0.5 * sign * scale, float(roots[:, 1].mean())
     length, lean = rng.uniform(4.2, 6.0) * scale, rng.uniform(0.25, 0.55)
     drop = np.linspace(0.0, 1.0, 12)
     tube = np.stack([x + sign * lean * length * drop**1.3, y - 0.6 * scale + length * drop], axis=1)
-    canvas = np.zeros(frame.shape, np.uint8)
     half = 0.62 * scale * (1.0 - 0.68 * drop) * rng.uniform(0.85, 1.1)
     for share, level in ((1.0, 120), (0.75, 190), (0.45, 235)):
-        paint(frame, canvas, ribbon(tube, share * half), level)
-    clumps += blur(canvas, 0.10 * frame.px_per_cm).astype(np.float32) * np.float32(1.5 / 255.0)
+        paint(frame, tubes, ribbon(tube, share * half), level)
     for _ in range(9):
         spot = (x + sign * rng.normal(0.1, 0.55) * scale, y + rng.normal(0.2, 1.25) * scale)
         axes = (rng.uniform(0.30, 0.75) * scale, rng.uniform(0.22, 0.5) * scale)
