@@ -28,11 +28,11 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
+from fx_d2.command_line import Parser, check_output, existing_root, named_source, tool, whole
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.cache import ImageCache
 from fx_d2.data.cache_build import build_cache
 from fx_d2.data.catalog import datasets_root, load_records
-from fx_d2.data.errors import DataError
 from fx_d2.data.images import LoadedImage, image_size, read_image
 from fx_d2.data.intensity import normalise
 from fx_d2.data.sources import SOURCES, get_source
@@ -153,8 +153,13 @@ def _large_files(folder: Path, form: DicomForm, count: int) -> list[str]:
 
 def benchmark_data(args: argparse.Namespace) -> list[Row]:
     """Every source below the root, then 2,500-px DICOM made for the purpose."""
-    root = args.root or datasets_root()
-    keys = args.source or [s.key for s in SOURCES.values() if (root / s.folder).is_dir()]
+    root = datasets_root() if args.root is None else existing_root(args.root)
+    if args.source:
+        keys = [named_source(key).key for key in args.source]
+    else:
+        keys = [s.key for s in SOURCES.values() if (root / s.folder).is_dir()]
+        if not keys:
+            print(f"benchmark: no known source below {root}", file=sys.stderr)
     rows = []
     jobs = [*keys, *([] if args.no_large else _LARGE_FORMS)]
     for job in tqdm(jobs, desc="sources", disable=args.quiet):
@@ -209,46 +214,39 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawTextHelpFormatter
     )
+    positive = whole(1)
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="images/s and peak memory, direct and cached")
     data.add_argument("--root", type=Path, help="datasets root; default: $DETECTRON2_DATASETS")
     data.add_argument("--source", nargs="+", metavar="S", help="default: all that are there")
-    data.add_argument("--num", type=_positive, default=24, help="images per source (default 24)")
-    data.add_argument(
-        "--size", type=_positive, default=512, help="network size in px (default 512)"
-    )
-    data.add_argument("--rounds", type=_positive, default=3, help="alternating rounds (default 3)")
+    data.add_argument("--num", type=positive, default=24, help="images per source (default 24)")
+    data.add_argument("--size", type=positive, default=512, help="network size in px (default 512)")
+    data.add_argument("--rounds", type=positive, default=3, help="alternating rounds (default 3)")
     data.add_argument("--no-large", action="store_true", help="leave the 2,500-px DICOM out")
     data.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
     data.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
+@tool("benchmark")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; exit code 1 where data is missing or bad."""
     args = parse_args(argv)
+    if args.markdown:
+        check_output(args.markdown)
     cv2.setNumThreads(1)  # images/s per core, as a loader worker has it
-    try:
-        rows = benchmark_data(args)
-    except (DataError, KeyError) as exc:
-        print(f"benchmark: {exc.args[0]}", file=sys.stderr)
-        return 1
-    print(machine())
-    print(as_table(rows, args.size, "simple"))
+    rows = benchmark_data(args)
+    if not rows:
+        return 1  # nothing to measure, as said above
     if args.markdown:
         write_atomically(args.markdown, as_table(rows, args.size, "github") + "\n")
+    print(machine())
+    print(as_table(rows, args.size, "simple"))
     return 0
 
 

@@ -16,27 +16,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fx_d2.command_line import (
+    Parser,
+    WrongUse,
+    check_output,
+    existing_root,
+    named_source,
+    tool,
+    whole,
+)
 from fx_d2.data.cache_build import build_cache
 from fx_d2.data.catalog import configure, load_records, source_root
-from fx_d2.data.errors import DataError
-from fx_d2.data.sources import get_source
 
 _SHOWN = 10
+_MAX_PX = 65_500  # longer sides are no radiograph, and no format the cache reads has them
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
+    size, workers = whole(1, _MAX_PX), whole(0)
     add("--source", required=True, metavar="S", help="source, for example vindr_cxr")
     add("--split", nargs="+", metavar="SPLIT", help="splits; default: all of the source")
     add("--root", type=Path, metavar="DIR", help="datasets root; default: $DETECTRON2_DATASETS")
     add("--out", type=Path, required=True, metavar="DIR", help="where the caches are kept")
-    add("--size", type=int, required=True, metavar="PX", help="scale the chosen side down to PX")
+    add("--size", type=size, required=True, metavar="PX", help="scale the chosen side down to PX")
     add("--side", choices=("short", "long"), default="short", help="which side; default: short")
     add("--voi", choices=("auto", "ignore"), default="auto", help="as INPUT.FX.INTENSITY.VOI")
-    add("--workers", type=int, default=1, metavar="N", help="processes that decode; default: 1")
+    add("--workers", type=workers, default=1, metavar="N", help="processes that decode; default: 1")
     return parser
 
 
@@ -48,29 +57,28 @@ def _file_names(key: str, splits: Sequence[str]) -> list[str]:
     return list(names)
 
 
+@tool("cache_images", resumable=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
-    try:
-        source = get_source(args.source)
-        splits = args.split or list(source.splits)
-        if args.root is not None:
-            configure({source.key: str(args.root / source.folder)})
-        report = build_cache(
-            _file_names(source.key, splits),
-            args.out / source.folder,
-            args.size,
-            side=args.side,
-            voi=args.voi,
-            root=source_root(source.key),
-            workers=args.workers,
-        )
-    except DataError as exc:
-        print(exc, file=sys.stderr)
-        return 1
-    except (KeyError, ValueError) as exc:
-        print(exc.args[0], file=sys.stderr)
-        return 2
-    print(f"{args.out / source.folder}: {report.summary()}")
+    source = named_source(args.source)
+    splits = args.split or list(source.splits)
+    for split in splits:
+        if split not in source.splits:
+            raise WrongUse(f"{source.key} has no split {split!r}; it has {list(source.splits)}")
+    if args.root is not None:
+        configure({source.key: str(existing_root(args.root) / source.folder)})
+    folder = args.out / source.folder
+    check_output(folder, folder=True)
+    report = build_cache(
+        _file_names(source.key, splits),
+        folder,
+        args.size,
+        side=args.side,
+        voi=args.voi,
+        root=source_root(source.key),
+        workers=args.workers,
+    )
+    print(f"{folder}: {report.summary()}")
     for error in report.failed[:_SHOWN]:
         print(error, file=sys.stderr)
     if len(report.failed) > _SHOWN:

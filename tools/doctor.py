@@ -17,19 +17,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fx_d2.command_line import (
+    Parser,
+    WrongUse,
+    check_output,
+    existing_root,
+    named_source,
+    tool,
+    whole,
+)
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.catalog import datasets_root
 from fx_d2.data.doctor import CHECKS, Report, check_table, examine
 from fx_d2.data.doctor.report_html import render_html
 from fx_d2.data.doctor.run import Options, present_sources
 from fx_d2.data.source import Source
-from fx_d2.data.sources import get_source
 
 _SHOWN = 5  # findings printed per check; all are in --json and --html
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
@@ -38,45 +46,32 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", nargs="+", metavar="SPLIT", help="splits to check (their published parts)")
     add("--json", type=Path, metavar="FILE", help="write every finding as JSON")
     add("--html", type=Path, metavar="FILE", help="write a page with pictures of the offenders")
-    add("--max-images", type=_positive, metavar="N", help="decode at most N images per source")
-    add("--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N")
+    add("--max-images", type=whole(1), metavar="N", help="decode at most N images per source")
+    cores = min(4, os.cpu_count() or 1)
+    add("--workers", type=whole(0), default=cores, metavar="N", help=f"processes; default: {cores}")
     add("--fast", action="store_true", help="read indexes and image headers only")
     add("--quiet", action="store_true", help="no progress bars")
     add("--list-checks", action="store_true", help="print the table of checks and stop")
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def _sources(args: argparse.Namespace, root: Path, parser: argparse.ArgumentParser) -> list[Source]:
-    if not root.is_dir():
-        parser.error(f"{root} is no folder; set DETECTRON2_DATASETS or name one with --root")
+def _sources(args: argparse.Namespace, root: Path) -> list[Source]:
     if args.source is None:
         found = present_sources(root)
         if not found:
-            parser.error(f"no known source below {root}; datasets/README.md lists their folders")
+            raise WrongUse(f"no known source below {root}; datasets/README.md lists their folders")
         return found
-    try:
-        return [get_source(key) for key in dict.fromkeys(args.source)]
-    except KeyError as exc:
-        parser.error(str(exc.args[0]))
+    return [named_source(key) for key in dict.fromkeys(args.source)]
 
 
-def _parts(
-    args: argparse.Namespace, sources: Sequence[Source], parser: argparse.ArgumentParser
-) -> list[str] | None:
+def _parts(args: argparse.Namespace, sources: Sequence[Source]) -> list[str] | None:
     """Published parts that hold the wanted splits."""
     if args.split is None:
         return None
     known = {name for source in sources for name in source.splits}
     for split in args.split:
         if split not in known:
-            parser.error(f"no split {split!r}; the sources have {', '.join(sorted(known))}")
+            raise WrongUse(f"no split {split!r}; the sources have {', '.join(sorted(known))}")
     return sorted({s.splits[n].name for s in sources for n in args.split if n in s.splits})
 
 
@@ -102,27 +97,30 @@ def print_report(report: Report) -> None:
     print(f"({len(report.checks)} checks in {report.seconds:.1f} s)")
 
 
+@tool("doctor")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if args.list_checks:
         print(check_table(), end="")
         return 0
-    root = (args.root or datasets_root()).expanduser()
-    sources = _sources(args, root, parser)
+    root = existing_root(args.root or datasets_root())
+    sources = _sources(args, root)
+    for path in filter(None, (args.json, args.html)):
+        check_output(path)
     options = Options(
-        parts=_parts(args, sources, parser),
+        parts=_parts(args, sources),
         max_images=args.max_images,
         workers=args.workers,
         decode=not args.fast,
         progress=not args.quiet,
     )
     report, exam = examine(root, sources, options)
-    print_report(report)
+    # Files first: they are there even when whoever reads the output has seen enough.
     if args.json:
         write_atomically(args.json, json.dumps(report.to_json(), indent=1) + "\n")
     if args.html:
         write_atomically(args.html, render_html(report, exam))
+    print_report(report)
     return report.exit_code
 
 

@@ -19,37 +19,38 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from fx_d2.data.sources import get_source
+from fx_d2.command_line import Parser, WrongUse, named_source, tool, whole
 from fx_d2.phantom.world import FULL_PATIENTS, WorldError, make_world, read_mark
 from fx_d2.phantom.writers import writers_of
 
-FAILED = 2
+_MAX_PATIENTS = 1_000_000
+_MAX_PX = 4096  # beyond any detector that is modelled
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder, or a world")
     parser.add_argument(
         "--patients",
-        type=int,
+        type=whole(1, _MAX_PATIENTS),
         required=True,
         help=f"per source; from {FULL_PATIENTS} on every split has images",
     )
-    parser.add_argument("--seed", type=int, required=True, help="same seed, same bytes")
+    parser.add_argument("--seed", type=whole(0), required=True, help="same seed, same bytes")
     parser.add_argument(
         "--sources", default=None, help="keys, comma-separated; all by default. Sources that share "
         "files (VinDr-CXR and CheXmask, MIMIC-CXR and CXR-LT) come together",
     )  # fmt: skip
-    parser.add_argument("--size", type=int, default=None, metavar="PX", help="see above")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(
+        "--size", type=whole(1, _MAX_PX), default=None, metavar="PX", help="see above"
+    )
+    parser.add_argument("--workers", type=whole(1), default=1, help="processes (default 1)")
     parser.add_argument(
         "--force", action="store_true", help="replace a world of other parameters, rewrite sources"
     )
@@ -57,12 +58,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class Bar:
-    """One bar over the patients of all families."""
+    """One bar over the patients of all families; not shown before there is something to do."""
 
     def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit=" patients", file=sys.stderr)
+        self._total = total
+        self._bar: tqdm | None = None
 
     def __call__(self, patients: Iterable[Any], family: str, total: int) -> Iterator[Any]:
+        if self._bar is None:
+            self._bar = tqdm(total=self._total, unit=" patients", file=sys.stderr)
         self._bar.set_description(family)
         for patient in patients:
             yield patient
@@ -70,7 +74,8 @@ class Bar:
 
     def close(self) -> None:
         """End the line of the bar."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def megabytes(root: Path) -> float:
@@ -82,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
     if args.sources is not None:
         sources = [key.strip() for key in args.sources.split(",") if key.strip()]
         if not sources:
-            raise WorldError("--sources names no source")
+            raise WrongUse("--sources names no source")
         for key in sources:
-            get_source(key)
+            named_source(key)
     began = time.monotonic()
     bar = Bar(args.patients * len(writers_of(sources)))
     try:
@@ -110,17 +115,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+@tool("make_phantom", resumable=True)
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         return run(args)
-    except KeyError as exc:  # of get_source: it names the nearest key
-        print(f"make_phantom: {exc.args[0]}", file=sys.stderr)
-    except (WorldError, ImportError) as exc:  # a decoder that is not installed
-        print(f"make_phantom: {exc}", file=sys.stderr)
-    except OSError as exc:
-        print(f"make_phantom: {exc}; is there room, and may you write there?", file=sys.stderr)
-    return FAILED
+    except WorldError as exc:
+        raise WrongUse(str(exc)) from exc
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
+#!/usr/bin/env python3
 """Write the splits of a source to a file, so that a paper can say which images it used.
 
-Usage:
     python tools/make_split.py --source rsna --out splits/rsna.json
-    python tools/make_split.py --source rsna --root /data/rsna --on-error skip --out rsna.json
+    python tools/make_split.py --source rsna --root datasets --on-error skip --out rsna.json
 
 ``DATASETS.SPLIT_FILES`` in a config, or ``load_records(..., split_file=...)``, reads it back.
 """
@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from fx_d2.command_line import Parser, check_output, existing_root, named_source, tool
 from fx_d2.data.catalog import make_report, source_root, split_ids
-from fx_d2.data.errors import DataError
-from fx_d2.data.sources import SOURCES, get_source
+from fx_d2.data.sources import SOURCES
 from fx_d2.data.splits import write_split_file
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--source", required=True, help="one of: " + ", ".join(SOURCES))
-    parser.add_argument("--root", type=Path, help="its folder, if not below $DETECTRON2_DATASETS")
-    parser.add_argument("--out", type=Path, required=True, help="file to write (JSON)")
-    parser.add_argument(
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=(__doc__ or "").split("\n", 1)[0])
+    add = parser.add_argument
+    add("--source", required=True, metavar="S", help="one of: " + ", ".join(SOURCES))
+    add("--root", type=Path, metavar="DIR", help="datasets root; default: $DETECTRON2_DATASETS")
+    add("--out", type=Path, required=True, metavar="FILE", help="file to write (JSON)")
+    add(
         "--on-error",
         choices=("raise", "skip"),
         default="raise",
@@ -33,21 +35,18 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@tool("make_split")
+def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
-    try:
-        source = get_source(args.source)
-    except KeyError as error:
-        print(error.args[0], file=sys.stderr)
-        return 2
-    root = source_root(source.key) if args.root is None else args.root
+    source = named_source(args.source)
+    check_output(args.out)
+    if args.root is None:
+        root = source_root(source.key)
+    else:
+        root = existing_root(args.root) / source.folder
     report = make_report(source.key, root, args.on_error)
-    try:
-        splits = split_ids(source.key, root=root, report=report)
-        write_split_file(args.out, source.key, splits)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    splits = split_ids(source.key, root=root, report=report)
+    write_split_file(args.out, source.key, splits)
     for name, ids in splits.items():
         print(f"{source.key} {name}: {len(ids)} images")
     if report.skipped:
@@ -57,4 +56,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -14,13 +14,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from tqdm import tqdm
 
+from fx_d2.command_line import (
+    Parser,
+    WrongUse,
+    check_output,
+    existing_root,
+    named_source,
+    tool,
+    whole,
+)
 from fx_d2.data import catalog
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.doctor.run import present_sources
@@ -36,12 +46,15 @@ from fx_d2.data.record import Record
 from fx_d2.data.source import Source
 from fx_d2.data.sources import SOURCES, get_source
 
+_SPLITS = ("train", "val", "trainval", "test", "all")
 _FIRST_CHOICE = ("train", "all")  # split drawn when none is named
 _TOGETHER = "together.png"
+_MAX_PX = 8192
+_MAX_SHEET_PX = 1 << 28  # a sheet is one array; this one takes 0.8 GB
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
@@ -50,13 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--dataset", nargs="+", metavar="NAME", help="names as <source>_<split>")
     add("--root", type=Path, metavar="DIR", help="datasets root; default: $DETECTRON2_DATASETS")
     add("--split", metavar="SPLIT", help="split of every source; default: train")
-    add("--num", type=int, default=8, metavar="N", help="images per dataset (default 8)")
+    add("--num", type=whole(1), default=8, metavar="N", help="images per dataset (default 8)")
     add("--out", type=Path, default=Path("pictures"), metavar="DIR", help="default: pictures")
     add("--sheet", action="store_true", help="one contact sheet per dataset instead of files")
     add("--together", action="store_true", help="one contact sheet of all datasets")
     add("--bare", action="store_true", help="the images alone, nothing drawn on them")
-    add("--columns", type=int, default=4, metavar="N", help="of a sheet")
-    add("--size", type=int, default=640, metavar="PX", help="longer side of an image")
+    add("--columns", type=whole(1), default=4, metavar="N", help="of a sheet")
+    add(
+        "--size", type=whole(64, _MAX_PX), default=640, metavar="PX", help="longer side of an image"
+    )
     add("--mapped", action="store_true", help="after the mapper: augmented, as the model sees it")
     add("--task", choices=("cls", "loc", "seg"), help="with --mapped; default: the richest")
     add("--config-file", metavar="FILE", help="with --mapped: a config other than the defaults")
@@ -73,9 +88,11 @@ def parse_dataset(name: str) -> tuple[str, str]:
             if split in SOURCES[key].splits:
                 return key, split
             known = ", ".join(f"{key}_{s}" for s in SOURCES[key].splits)
-            raise KeyError(f"no dataset {name!r}; {key} has {known}")
-    get_source(name)  # answers with the nearest names
-    raise KeyError(f"{name!r} names no split; use {name}_train, or --source {name}")
+            raise WrongUse(f"no dataset {name!r}; {key} has {known}")
+    # Answers with the nearest names; without the split they are nearer.
+    stem, _, split = name.rpartition("_")
+    named_source(stem if split in _SPLITS and stem else name)
+    raise WrongUse(f"{name!r} names no split; use {name}_train, or --source {name}")
 
 
 def _wanted(args: argparse.Namespace, root: Path) -> list[tuple[str, str]]:
@@ -83,12 +100,12 @@ def _wanted(args: argparse.Namespace, root: Path) -> list[tuple[str, str]]:
         return [parse_dataset(name) for name in args.dataset]
     keys = args.source or [source.key for source in present_sources(root)]
     pairs = []
-    for source in map(get_source, keys):
+    for source in map(named_source, keys):
         split = args.split or next(
             s for s in (*_FIRST_CHOICE, *source.splits) if s in source.splits
         )
         if split not in source.splits:
-            raise KeyError(f"{source.key} has no split {split!r}; it has {list(source.splits)}")
+            raise WrongUse(f"{source.key} has no split {split!r}; it has {list(source.splits)}")
         pairs.append((source.key, split))
     return pairs
 
@@ -132,7 +149,10 @@ def mapped_drawer(args: argparse.Namespace) -> Callable[[Record, Source, int], P
     cfg = get_cfg()
     add_fx_config(cfg)
     if args.config_file:
-        cfg.merge_from_file(args.config_file)
+        try:
+            cfg.merge_from_file(args.config_file)
+        except (AssertionError, KeyError, ValueError, yaml.YAMLError) as exc:
+            raise WrongUse(f"--config-file {args.config_file}: {exc}") from exc
     mapper = FxMapper(cfg, is_train=not args.evaluation)
 
     def draw(record: Record, source: Source, number: int) -> Picture:
@@ -165,15 +185,15 @@ def _pictures(
 
 def draw_dataset(
     key: str, split: str, root: Path, args: argparse.Namespace
-) -> list[tuple[str, Picture]]:
+) -> Iterator[tuple[str, Picture]]:
     """The pictures of one dataset with the ids of their images."""
     source = get_source(key)
     records = catalog.load_records(key, split, root=root / source.folder, on_error="skip")
-    return list(_pictures(records, source, args, split))
+    yield from _pictures(records, source, args, split)
 
 
 def save_dataset(
-    key: str, split: str, pictures: Sequence[tuple[str, Picture]], args: argparse.Namespace
+    key: str, split: str, pictures: Iterable[tuple[str, Picture]], args: argparse.Namespace
 ) -> list[Path]:
     """Write the pictures of one dataset as files or as a sheet; returns the files written."""
     if args.sheet:
@@ -190,33 +210,41 @@ def save_dataset(
     return written
 
 
+def _check_use(args: argparse.Namespace, wanted: Sequence[tuple[str, str]]) -> None:
+    if not args.mapped and (args.task or args.config_file or args.evaluation):
+        raise WrongUse("--task, --config-file and --evaluation go with --mapped")
+    if args.mapped and args.bare:
+        raise WrongUse("--bare draws files as they are, --mapped what becomes of them: choose one")
+    images = args.num * (len(wanted) if args.together else 1)
+    if (args.sheet or args.together) and images * args.size**2 > _MAX_SHEET_PX:
+        raise WrongUse(
+            f"a sheet of {images} images of {args.size} px is too large; "
+            f"at this --size it holds {_MAX_SHEET_PX // args.size**2}"
+        )
+    check_output(args.out, folder=True)
+
+
+@tool("visualize_data")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    root = (args.root or catalog.datasets_root()).expanduser()
-    if args.num < 1 or args.columns < 1 or args.size < 64:
-        parser.error("--num and --columns must be at least 1, --size at least 64")
-    if not root.is_dir():
-        parser.error(f"{root} is no folder; set DETECTRON2_DATASETS or name one with --root")
-    try:
-        wanted = _wanted(args, root)
-    except KeyError as exc:
-        parser.error(str(exc.args[0]))
+    args = _parser().parse_args(argv)
+    root = existing_root(args.root or catalog.datasets_root())
+    wanted = _wanted(args, root)
     if not wanted:
-        parser.error(f"no known source below {root}; datasets/README.md lists their folders")
+        raise WrongUse(f"no known source below {root}; datasets/README.md lists their folders")
+    _check_use(args, wanted)
     failed = 0
     together: list[Picture] = []
     for key, split in wanted:
         try:
             pictures = draw_dataset(key, split, root, args)
+            if args.together:
+                together += [picture for _, picture in pictures]
+                continue
+            written = save_dataset(key, split, pictures, args)
         except DataError as exc:
             print(f"{key}_{split}: {exc}", file=sys.stderr)
             failed += 1
             continue
-        if args.together:
-            together += [picture for _, picture in pictures]
-            continue
-        written = save_dataset(key, split, pictures, args)
         print(f"{key}_{split}: {len(written)} file(s), {written[0]}")
     if together:
         save_png(args.out / _TOGETHER, contact_sheet(together, columns=args.columns))

@@ -13,10 +13,9 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +42,7 @@ from fx_d2.data.cache import (
 from fx_d2.data.errors import DataError
 from fx_d2.data.formats.contract import LoadedImage
 from fx_d2.data.images import read_image
+from fx_d2.data.processes import worker_pool
 
 _SHARD_BYTES = 1 << 30
 _ALIGN_BYTES = 64
@@ -127,11 +127,6 @@ def _decode(path: str, settings: CacheSettings) -> _Entry | DataError:
         return exc
     except (OSError, ValueError) as exc:
         return DataError(f"cannot be read: {exc}", file=path, fix="check the path and the disk")
-
-
-def _start_worker() -> None:
-    # One process per core already; threads inside would only compete.
-    cv2.setNumThreads(1)
 
 
 class _Writer:
@@ -307,9 +302,7 @@ def _decoded(
         for path in paths:
             yield _decode(path, settings)
         return
-    # Not fork: the caller may have threads and locks of torch or OpenCV.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with worker_pool(workers) as pool:
         running: set[Future[_Entry | DataError]] = set()
         waiting = iter(paths)
         try:

@@ -17,12 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import cv2
-
+from fx_d2.data.processes import worker_pool
 from fx_d2.data.sources import SOURCES, get_source
 from fx_d2.phantom.writers import WRITERS, Entry, Job, Member, Writer, writers_of
 
@@ -172,14 +170,10 @@ def _write_mark(root: Path, parameters: Parameters, done: set[str]) -> None:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Fresh processes: a forked one would inherit OpenCV's threads, which do not survive a fork."""
     if workers <= 1:
         yield None
         return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with worker_pool(workers) as pool:
         yield pool
 
 

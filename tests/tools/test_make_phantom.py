@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import make_phantom
+from fx_d2.command_line import WRONG_USE
 
 ARGS = ["--patients", "3", "--seed", "5", "--size", "64"]
 
@@ -35,14 +36,14 @@ def test_it_writes_a_world_and_says_how_to_use_it(tmp_path: Path, capsys) -> Non
 def test_mistakes_are_one_line(tmp_path: Path, capsys, args: list[str], said: str) -> None:
     code = make_phantom.main(["--out", str(tmp_path / "w"), *ARGS, *args])
     error = capsys.readouterr().err.strip().splitlines()
-    assert code == make_phantom.FAILED
+    assert code == WRONG_USE
     assert said in error[-1]
-    assert error[-1].startswith("make_phantom: ")
+    assert len(error) == 1 and error[0].startswith("make_phantom: ")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert call("--out", str(tmp_path), "--force") == make_phantom.FAILED
+    assert call("--out", str(tmp_path), "--force") == WRONG_USE
     assert "not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -6,10 +6,9 @@ cost one read each; the checks then work on the table.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..images import image_size, read_image
+from ..processes import worker_pool
 from .mask_facts import MaskFact, MaskJob, measure_mask
 
 THUMB_PX = 32
@@ -156,9 +156,7 @@ def look_at_all(jobs: Iterable[Job], workers: int, batch: int = 16) -> Iterator[
     if workers <= 0:
         yield from map(run_job, jobs)
         return
-    # Not fork: the parent may hold threads (OpenCV, a progress bar) that a child would wait for.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+    with worker_pool(workers) as pool:
         waiting: deque[Future[list[Outcome]]] = deque()
         chunk: list[Job] = []
         try:

@@ -6,31 +6,23 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from pydicom.config import IGNORE
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import DataElement
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    UID,
-    ComputedRadiographyImageStorage,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-)
 
 from fx_d2.phantom.writers.raster_out import quantise
 
-SYNTAXES: dict[str, UID] = {
-    "explicit": ExplicitVRLittleEndian,
-    "implicit": ImplicitVRLittleEndian,
-    "jpeg": JPEGBaseline8Bit,
-    "jpeg2000": JPEG2000Lossless,
+if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
+
+SYNTAXES = {  # names of pydicom.uid
+    "explicit": "ExplicitVRLittleEndian",
+    "implicit": "ImplicitVRLittleEndian",
+    "jpeg": "JPEGBaseline8Bit",
+    "jpeg2000": "JPEG2000Lossless",
 }
+_EXTRA = "pip install 'fx_d2[dicom]'"
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,11 @@ def write_dicom(
         study: instance UID of the study.
         series: instance UID of the series.
     """
+    _require_pydicom()
+    from pydicom.config import IGNORE
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+    from pydicom.dataelem import DataElement
+
     stored = quantise(pixels, form.bits)
     if form.monochrome1:
         stored = (2**form.bits - 1 - stored).astype(stored.dtype)
@@ -82,15 +79,28 @@ def write_dicom(
     dataset.save_as(path, enforce_file_format=True)
 
 
+def _require_pydicom() -> None:
+    """An optional extra: worlds without DICOM are made without it."""
+    try:
+        import pydicom  # noqa: F401
+    except ModuleNotFoundError as exc:
+        raise ImportError(
+            f"this source is written as DICOM and pydicom is not installed: {_EXTRA}"
+        ) from exc
+
+
 def _dataset(path: Path, form: DicomForm, sop: str) -> FileDataset:
+    from pydicom import uid
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
-    meta.MediaStorageSOPInstanceUID = UID(sop)
-    meta.TransferSyntaxUID = SYNTAXES[form.syntax]
-    meta.ImplementationClassUID = UID("2.25.302043790172249692526321623266752743501")
+    meta.MediaStorageSOPClassUID = uid.ComputedRadiographyImageStorage
+    meta.MediaStorageSOPInstanceUID = uid.UID(sop)
+    meta.TransferSyntaxUID = getattr(uid, SYNTAXES[form.syntax])
+    meta.ImplementationClassUID = uid.UID("2.25.302043790172249692526321623266752743501")
     dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID = ComputedRadiographyImageStorage
-    dataset.SOPInstanceUID = UID(sop)
+    dataset.SOPClassUID = uid.ComputedRadiographyImageStorage
+    dataset.SOPInstanceUID = uid.UID(sop)
     dataset.Modality = "CR"
     return dataset
 
@@ -109,6 +119,9 @@ def _describe(dataset: FileDataset, form: DicomForm, stored: np.ndarray) -> None
 
 
 def _set_pixels(dataset: FileDataset, form: DicomForm, stored: np.ndarray) -> None:
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+
     if form.syntax == "jpeg":
         if form.bits != 8:
             raise ValueError(f"baseline JPEG holds 8 bits, not {form.bits}")
@@ -130,5 +143,5 @@ def _set_pixels(dataset: FileDataset, form: DicomForm, stored: np.ndarray) -> No
             )
         except (RuntimeError, ValueError) as exc:
             raise ImportError(
-                "JPEG 2000 files of the phantom need pylibjpeg-openjpeg: pip install 'fx_d2[dicom]'"
+                f"JPEG 2000 files of the phantom need pylibjpeg-openjpeg: {_EXTRA}"
             ) from exc
