@@ -57,6 +57,15 @@ def test_a_task_loader_from_the_config(registered, fx_cfg):
     assert len(registered.reads) == 1  # both tasks share the records
 
 
+def test_records_that_are_not_kept_are_read_again(registered, fx_cfg):
+    fx_cfg.DATASETS.TRAIN = names("train")
+    fx_cfg.DATALOADER.FX.KEEP_RECORDS = False
+    loader = build.build_task_loader(fx_cfg)
+    for task in ("cls", "seg", "cls"):
+        loader.activate("toy_chest", task)
+    assert len(registered.reads) == 3
+
+
 def test_datasets_of_one_source_are_joined(registered, fx_cfg):
     fx_cfg.DATASETS.TRAIN = names("train", "val", "test")
     loader = build.build_task_loader(fx_cfg)

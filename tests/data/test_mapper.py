@@ -83,6 +83,22 @@ def test_sixteen_bits_do_not_saturate(tmp_path, toy, fx_cfg):
     assert abs(image.mean() - 0.5) < 0.01
 
 
+def test_training_and_evaluation_see_the_same_grey_values(toy, fx_cfg):
+    seen = []
+    for change in ({}, {"MODE": "depth"}, {"LOW": 20.0}, {"HIGH": 60.0}, {"GAMMA": 2.0}):
+        cfg = plain(fx_cfg.clone())
+        for key, value in change.items():
+            cfg.INPUT.FX.INTENSITY[key] = value
+        trained, evaluated = (
+            FxMapper(cfg, is_train)(toy.records[3], "cls", position())["image"]
+            for is_train in (True, False)
+        )
+        assert torch.equal(trained, evaluated), change
+        seen.append(trained)
+    for number, image in enumerate(seen):  # each setting of the config counts
+        assert not any(torch.equal(image, other) for other in seen[:number])
+
+
 def test_boxes_and_masks_of_a_resized_image(toy, fx_cfg):
     record = toy.records[1]
     result = FxMapper(plain(fx_cfg), True)(record, "loc", position())
