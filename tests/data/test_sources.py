@@ -38,6 +38,59 @@ def test_heads_of_the_paper():
     assert [s.key for s in rows if "seg" in s.tasks] == ["candid_ptx", "chestx_det", "siim_acr"]
 
 
+# Written out from the providers' files and papers: a head's outputs have no names in a checkpoint,
+# so two classes that change places would be wrong without any error.
+_CHEXPERT = (
+    "No Finding, Enlarged Cardiomediastinum, Cardiomegaly, Lung Opacity, Lung Lesion, Edema, "
+    "Consolidation, Pneumonia, Atelectasis, Pneumothorax, Pleural Effusion, Pleural Other, "
+    "Fracture, Support Devices"
+)
+_CHESTX_DET = (
+    "Atelectasis, Calcification, Cardiomegaly, Consolidation, Diffuse Nodule, Effusion, Emphysema, "
+    "Fibrosis, Fracture, Mass, Nodule, Pleural Thickening, Pneumothorax"
+)
+CLASS_ORDERS = {
+    ("chexpert", "cls"): _CHEXPERT,
+    ("mimic_cxr", "cls"): _CHEXPERT,
+    ("nih14", "cls"): (
+        "Atelectasis, Cardiomegaly, Effusion, Infiltration, Mass, Nodule, Pneumonia, Pneumothorax, "
+        "Consolidation, Edema, Emphysema, Fibrosis, Pleural_Thickening, Hernia"
+    ),
+    ("vindr_cxr", "cls"): (
+        "Pleural effusion, Lung tumor, Pneumonia, Tuberculosis, Other diseases, No finding"
+    ),
+    ("vindr_local", "loc"): (
+        "Aortic enlargement, Atelectasis, Calcification, Cardiomegaly, Consolidation, ILD, "
+        "Infiltration, Lung Opacity, Nodule/Mass, Other lesion, Pleural effusion, "
+        "Pleural thickening, Pneumothorax, Pulmonary fibrosis"
+    ),
+    ("tbx11k", "loc"): "ActiveTuberculosis, ObsoletePulmonaryTuberculosis",
+    ("rsna", "cls"): "Normal, No Lung Opacity / Not Normal, Lung Opacity",
+    ("chestx_det", "cls"): _CHESTX_DET,
+    ("chestx_det", "loc"): _CHESTX_DET,
+    ("chestx_det", "seg"): _CHESTX_DET,
+    ("chexmask_vindr", "loc"): "Heart, Left Lung, Right Lung",
+    ("vindr_ribcxr", "seg"): (
+        "R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, L1, L2, L3, L4, L5, L6, L7, L8, L9, L10"
+    ),
+    ("jsrt", "seg"): "Left Lung, Right Lung, Heart, Left Clavicle, Right Clavicle",
+    ("montgomery", "seg"): "Left Lung, Right Lung",
+    ("covid_radiography", "cls"): "COVID, Lung_Opacity, Normal, Viral Pneumonia",
+    ("covid_qu_ex", "cls"): "COVID-19, Non-COVID, Normal",
+}
+
+
+@pytest.mark.parametrize(("key", "task"), CLASS_ORDERS)
+def test_the_order_of_classes_is_the_published_one(key, task):
+    assert ", ".join(SOURCES[key].classes(task)) == CLASS_ORDERS[key, task]
+
+
+def test_the_long_tail_is_alphabetical_and_keeps_the_classes_of_mimic():
+    tail = SOURCES["cxr_lt"].cls_classes
+    assert len(tail) == 26 and list(tail) == sorted(tail)
+    assert set(SOURCES["mimic_cxr"].cls_classes) < set(tail)
+
+
 def test_every_other_source_of_the_project_is_there():
     expected = {
         "vindr_local", "vindr_global", "chexmask_vindr", "vindr_ribcxr", "montgomery", "jsrt",
