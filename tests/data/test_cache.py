@@ -20,19 +20,16 @@ from fx_d2.data import cache as cache_module
 from fx_d2.data.cache import (
     INDEX_NAME,
     RECORD,
-    CachedReader,
     CacheSettings,
     ImageCache,
     read_records,
     shard_name,
 )
 from fx_d2.data.cache_build import build_cache, pack, shrink
-from fx_d2.data.catalog import configure
 from fx_d2.data.errors import DataError
 from fx_d2.data.formats.contract import ImageFacts, LoadedImage
 from fx_d2.data.images import read_image
 from fx_d2.data.intensity import normalise
-from fx_d2.data.sources import get_source
 
 
 def smooth(height, width, top, seed=0):
@@ -320,21 +317,6 @@ def test_a_cache_travels_to_loader_workers(tmp_path, images):
     worker.join()
 
 
-def test_a_reader_travels_with_the_folders_of_its_sources(tmp_path, images):
-    """A spawned worker knows nothing of DATASETS.ROOTS."""
-    build(images, tmp_path / "caches" / "jsrt", 64, root=images[0].parent)
-    record = {"source": "jsrt", "file_name": str(images[0])}
-    try:
-        configure({"jsrt": str(images[0].parent)})
-        reader = CachedReader(tmp_path / "caches")
-        expected = reader.read(record).pixels
-        packed = pickle.dumps(reader)
-    finally:
-        configure()
-    copy = pickle.loads(packed)  # noqa: S301 - our own bytes
-    np.testing.assert_array_equal(copy.read(record).pixels, expected)
-
-
 def test_a_large_index_opens_fast_and_small(tmp_path, monkeypatch):
     """377,110 images, as many as the largest source: an array, not objects."""
     n = 377_110
@@ -389,76 +371,3 @@ def shortest(action, n_times):
         action()
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-@pytest.fixture
-def montgomery_root(tmp_path, images):
-    root = tmp_path / "montgomery"
-    os.rename(tmp_path / "images", root)
-    configure({"montgomery": str(root)})
-    yield root
-    configure()
-
-
-def test_the_mapper_reads_from_the_cache_of_a_source(tmp_path, montgomery_root, caplog):
-    paths = sorted(montgomery_root.rglob("*.png"))
-    folder = tmp_path / "caches" / get_source("montgomery").folder
-    build(paths, folder, 64, root=montgomery_root)
-    reader = CachedReader(tmp_path / "caches")
-    record = {"source": "montgomery", "file_name": str(paths[0])}
-    assert min(reader.read(record).pixels.shape) == 64
-    other = {"source": "jsrt", "file_name": str(paths[0])}
-    for _ in range(2):
-        assert reader.read(other).pixels.shape == read_image(paths[0]).pixels.shape
-    assert caplog.text.count("jsrt has no cache") == 1
-    with pytest.raises(DataError, match="voi"):
-        CachedReader(tmp_path / "caches", voi="ignore").read(record)
-    with pytest.raises(DataError, match="no such folder"):
-        CachedReader(tmp_path / "nowhere")
-
-
-def test_the_mapper_takes_the_cache_from_the_config(tmp_path):
-    from fx_d2.data.mapper import FileReader, _reader
-
-    assert isinstance(_reader("", "auto"), FileReader)
-    (tmp_path / "caches").mkdir()
-    reader = _reader(str(tmp_path / "caches"), "ignore")
-    assert isinstance(reader, CachedReader)
-    assert reader.voi == "ignore"
-
-
-@pytest.fixture
-def tool():
-    return pytest.importorskip("cache_images")
-
-
-def test_the_tool(tmp_path, montgomery_root, tool, monkeypatch, capsys):
-    paths = sorted(montgomery_root.rglob("*.png"))
-
-    def load_records(key, split):
-        assert (key, split) == ("montgomery", "train")
-        return [{"source": key, "file_name": str(path)} for path in paths]
-
-    monkeypatch.setattr(tool, "load_records", load_records)
-    command = ["--source", "montgomery", "--split", "train", "--out", str(tmp_path / "out")]
-    assert tool.main([*command, "--size", "64", "--workers", "0"]) == 0
-    assert "6 built, 0 kept, 0 failed" in capsys.readouterr().out
-    record = {"source": "montgomery", "file_name": str(paths[3])}
-    assert min(CachedReader(tmp_path / "out").read(record).pixels.shape) == 64
-    paths[0].write_text("404")
-    assert tool.main([*command, "--size", "64", "--workers", "0"]) == 1
-    shown = capsys.readouterr()
-    assert "0 built, 5 kept, 1 failed" in shown.out
-    assert "not an image" in shown.err
-
-
-def test_the_tool_explains_wrong_use(tmp_path, tool, capsys):
-    out = ["--out", str(tmp_path / "out"), "--size", "64"]
-    assert tool.main(["--source", "montgomry", *out]) == 2
-    assert "Did you mean 'montgomery'" in capsys.readouterr().err
-    assert tool.main(["--source", "montgomery", "--split", "tset", *out]) == 2
-    assert "no split 'tset'" in capsys.readouterr().err
-    root = ["--root", str(tmp_path / "nowhere")]
-    assert tool.main(["--source", "montgomery", *root, *out]) == 2
-    assert "is not there" in capsys.readouterr().err
-    configure()
