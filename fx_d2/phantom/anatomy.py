@@ -182,7 +182,8 @@ def cavity_outline(body: Body, side: str) -> np.ndarray:
             (sign * apex_outer * 0.70, 0.25),
             (sign * apex_outer * 0.60, 1.2),
             (sign * apex_outer * 0.50, 2.8),
-            (sign * -0.4, 4.6),
+            (sign * apex_outer * 0.42, 5.0),
+            (sign * -0.4, 8.5),
         ]
     )
     return np.concatenate([dome, wall[1:], apex], axis=0)

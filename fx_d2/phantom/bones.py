@@ -74,6 +74,7 @@ def _rib(body: Body, side: str, name: str, k: int, jitter: np.ndarray) -> Rib:
     if k == 1:  # broad and flat: it turns its face to the beam
         size, level = 1.22 * size, 0.45 + 0.55 * level
     half = size * (0.38 + 0.62 * level) * (1.0 + 0.18 * (phi > np.pi / 2) * np.sin(phi - np.pi / 2))
+    half = half * np.minimum(1.0, 0.45 + phi / 0.4)  # the neck is slimmer than the shaft
     fold = int(np.searchsorted(phi, np.pi / 2)) + 1
     fold = min(max(fold, 3), len(phi))
     start = min(fold - 2, len(phi) - 3)
@@ -133,7 +134,9 @@ def _grazing(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How much longer the beam runs in a rib where the hoop turns along it."""
     wall = body.wall_x(np.maximum(y, 0.16 * body.span))
     u = np.clip(np.abs(x) / (wall + 0.4), 0.0, 1.0)
-    return np.minimum(1.0 / np.sqrt(np.maximum(1.0 - u**2.2, 0.02)), 1.9)
+    # Next to the spine the thin neck meets the beam, behind scattering heart and vessels.
+    medial = 1.0 - 0.40 * np.exp(-((x / 4.0) ** 2))
+    return medial * np.minimum(1.0 / np.sqrt(np.maximum(1.0 - u**2.2, 0.02)), 1.9)
 
 
 def clavicle_paths(body: Body) -> dict[str, np.ndarray]:

@@ -161,24 +161,26 @@ def _air(frame: Frame, body: Body) -> np.ndarray:
     add_ellipsoid(
         frame, solid, tuple(heart_outline(body).mean(axis=0)),
         (5.6 * body.heart_scale * body.heart_wide, 4.3 * body.heart_scale * body.heart_wide),
-        10.0 * body.heart_scale, 38.0, 0.5,
+        10.5 * body.heart_scale, 38.0, 0.95,
     )  # fmt: skip
     solid += 4.5 * blur(soft_fill(frame, [_middle(body)]), 0.6 * frame.px_per_cm)
     hilum = (0.03 * body.depth, 0.26 * (body.dome_y["left"] + body.dome_y["right"]))
     add_ellipsoid(frame, solid, hilum, (1.5 * body.hilum, 2.0 * body.hilum), 3.0, 20.0, 0.8)
     air = frame.zeros()
     for side in body.dome_y:
-        cover = soft_fill(frame, [lung_outline(body, side)])
+        cover = blur(soft_fill(frame, [lung_outline(body, side)]), 0.06 * frame.px_per_cm)
         depth = frame.coarse(lambda x, y: _lung_width(body, x, y))
         air += cover * np.maximum(depth - 0.5 * solid, 0.0) * np.float32(body.lung_air[side])
-    return air * np.float32(_HARDENING)
+    # Shoulders and neck leave little lung in the beam near the apices.
+    top = frame.coarse(lambda x, y: np.clip((y + 1.5) / 7.0, 0.05, 1.0) ** 0.7 + 0.0 * x)
+    return air * top * np.float32(_HARDENING)
 
 
 def _lung_width(body: Body, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Width of one lung along the beam; narrow at the front and back edge."""
     front, back = front_x(body, y), back_x(body, y)
     u = np.clip((x - front) / np.maximum(back - front, 0.5), 0.0, 1.0)
-    return 0.80 * body.wall_x(y) * np.maximum(np.sqrt(np.maximum(4.0 * u * (1.0 - u), 0.0)), 0.35)
+    return 0.80 * body.wall_x(y) * np.maximum(np.sqrt(np.maximum(4.0 * u * (1.0 - u), 0.0)), 0.18)
 
 
 def _airway(frame: Frame, body: Body, structures: dict[str, np.ndarray]) -> np.ndarray:
@@ -194,23 +196,32 @@ def _airway(frame: Frame, body: Body, structures: dict[str, np.ndarray]) -> np.n
 def _spine(frame: Frame, body: Body, structures: dict[str, np.ndarray]) -> np.ndarray:
     line = spine_line(body)
     structures["spine"] = fill(frame, [ribbon(line, 1.5)])
-    canvas = np.zeros(frame.shape, np.uint8)
+    canvas, arches = np.zeros(frame.shape, np.uint8), np.zeros(frame.shape, np.uint8)
+    rng = np.random.default_rng([body.seed, 71])
     y = -8.0
     while y < body.span + 8.0:
-        step = float(np.interp(y, (-6.0, 24.0), (1.8, 2.9)))
+        u = rng.uniform(-1.0, 1.0, 3)
+        step = float(np.interp(y, (-6.0, 24.0), (1.8, 2.9))) * (1.0 + 0.04 * u[0])
         x = float(np.interp(y, line[:, 1], line[:, 0]))
         half = float(np.interp(y, (-6.0, 24.0), (0.95, 1.75)))
-        tall = 0.40 * step
-        block = np.array(
-            [(x - half, y - tall), (x + half, y - tall), (x + half, y + tall), (x - half, y + tall)]
-        )
-        paint(frame, canvas, block, 220)
-        paint(frame, canvas, (block - (x, y)) * (0.88, 0.84) + (x, y), 150)
-        process = bezier([(x + half, y), (x + half + 2.2, y + 0.9 * step)], 6)
-        paint(frame, canvas, ribbon(process, 0.4), 110)
+        tall, lean = 0.42 * step, 0.05 * half * u[1]
+        back = bezier([(half + lean, -tall), (0.82 * half, 0.0), (half, tall)], 8)
+        front = bezier([(-half, tall), (-0.78 * half, 0.0), (-half + lean, -tall)], 8)
+        block = np.concatenate([back, front])
+        paint(frame, canvas, block + np.array((x, y)), int(185 + 25 * u[2]))
+        paint(frame, canvas, block * (0.90, 0.84) + (x, y), 135)
+        process = bezier([(x + half, y), (x + half + 1.0, y + 0.3), (x + half + 2.0, y + 1.4)], 8)
+        width = 0.30 * np.sqrt(np.linspace(1.0, 0.05, 8))
+        paint(frame, arches, ribbon(process, width), 110)
         y += step
-    layer = canvas.astype(np.float32) * np.float32(0.8 / 255.0 * body.bone)
-    return blur(layer, 0.08 * frame.px_per_cm)
+
+    def clear(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Shoulders hide the upper spine."""
+        return 0.35 + 0.65 * np.clip((y + 1.0) / 8.0, 0.0, 1.0) + 0.0 * x
+
+    layer = blur(canvas, 0.13 * frame.px_per_cm).astype(np.float32)
+    layer += blur(arches, 0.20 * frame.px_per_cm).astype(np.float32)
+    return layer * frame.coarse(clear) * np.float32(0.60 / 255.0 * body.bone)
 
 
 def _ribs(body: Body) -> list[Rib]:
@@ -235,14 +246,15 @@ def _rib_layer(frame: Frame, body: Body, ribs: list[Rib]) -> np.ndarray:
     for rib in ribs:
         paint_tube(frame, canvas, rib.posterior, rib.posterior_half, 255)
     shown = frame.coarse(lambda x, y: rib_contrast(body, y) + 0.0 * x)
-    return canvas.astype(np.float32) * shown * np.float32(0.22 / 255.0 * body.bone)
+    layer = blur(canvas, 0.06 * frame.px_per_cm).astype(np.float32)
+    return layer * shown * np.float32(0.16 / 255.0 * body.bone)
 
 
 def _sternum(frame: Frame, body: Body) -> np.ndarray:
     y = np.linspace(0.10 * body.span, 0.68 * body.span, 20)
     line = np.stack([front_x(body, y) - 0.7, y], axis=1)
     canvas = np.zeros(frame.shape, np.uint8)
-    paint_tube(frame, canvas, line, 0.5, 255)
+    paint_tube(frame, canvas, line, 0.46 * np.sin(np.linspace(0.25, 2.95, 20)) ** 0.4, 170)
     for x, top, low in ((-2.0, -9.0, 3.0), (4.5, -8.0, 6.0)):  # raised humerus, scapular edge
         stroke(
             frame,
@@ -251,7 +263,8 @@ def _sternum(frame: Frame, body: Body) -> np.ndarray:
             0.5,
             90,
         )
-    return canvas.astype(np.float32) * np.float32(0.6 / 255.0 * body.bone)
+    layer = blur(canvas, 0.10 * frame.px_per_cm).astype(np.float32)
+    return layer * np.float32(0.5 / 255.0 * body.bone)
 
 
 def _vessels(frame: Frame, body: Body, seed: int) -> np.ndarray:

@@ -180,11 +180,15 @@ def draw_skin_fold(scene: Scene, spec: FindingSpec, rng: np.random.Generator) ->
     inner = bezier(
         [(sign * x0 * 0.9, -2.0), (sign * (x0 + 1.5), 8.0), (sign * (x0 - 0.5), 19.0)], 24
     )
-    outer = shifted(inner, -sign * 3.0, 0.0)
-    region = np.concatenate([inner, outer[::-1]])
-    ramp = fill(frame, [region])
-    band = blur(ramp.astype(np.float32), 0.8 * frame.px_per_cm) * ramp
-    scene.shadow += np.float32(1.2) * band
+    canvas = np.zeros(frame.shape, np.uint8)
+    for width, level in ((3.0, 35), (2.3, 70), (1.6, 115), (1.0, 165), (0.5, 220)):
+        region = np.concatenate([inner, shifted(inner, -sign * width, 0.0)[::-1]])
+        paint(frame, canvas, region, level)
+    ends = frame.coarse(
+        lambda x, y: np.clip((y + 2.0) / 4.0, 0.0, 1.0) * np.clip((19.0 - y) / 4.0, 0.0, 1.0)
+    )
+    band = blur(canvas, 0.06 * frame.px_per_cm).astype(np.float32) * ends
+    scene.shadow += np.float32(1.0 / 255.0) * band
     return [Drawn(fill(frame, [ribbon(inner, 0.4)]), side)]
 
 
