@@ -9,7 +9,7 @@ import pytest
 
 from fx_d2.phantom import Pose, render, sample_patient, sample_pose
 from fx_d2.phantom.anatomy import cavity_outline, heart_width, make_body
-from fx_d2.phantom.bones import RIB_NAMES
+from fx_d2.phantom.bones import RIB_NAMES, clavicle_half, clavicle_paths
 from fx_d2.phantom.canvas import Frame, bezier, fill, noise_field, ribbon
 
 SEEDS = range(6)
@@ -130,6 +130,34 @@ def test_left_dome_is_lower_and_anatomy_is_shared_between_exposures():
         second = render(patient, size=(96, 96), rng=np.random.default_rng(2))
         assert first.pose != second.pose
         assert not np.array_equal(first.image, second.image)
+
+
+def test_hearts_differ_in_shape_and_keep_the_patients_width():
+    shapes = set()
+    for seed in range(12):
+        patient = sample_patient(np.random.default_rng(seed))
+        pose = sample_pose(np.random.default_rng(1), "PA", patient)
+        body = make_body(patient, dataclasses.replace(pose, inspiration=1.0))
+        scale = patient.ctr / 0.445 * patient.half_width / 14.0
+        plain = dataclasses.replace(body, atrium=1.0, apex_out=1.0, heart_scale=scale)
+        assert heart_width(body) == pytest.approx(heart_width(plain), rel=0.01)
+        shapes.add((round(body.atrium, 2), round(body.apex_out, 2)))
+    assert len(shapes) > 8
+
+
+@pytest.mark.parametrize("view", ["PA", "AP"])
+def test_clavicles_are_bent_bands_that_taper_sideways(view):
+    bends = []
+    for seed in range(8):
+        patient = sample_patient(np.random.default_rng(seed))
+        body = make_body(patient, sample_pose(np.random.default_rng(seed), view, patient))
+        half = clavicle_half(body)
+        assert half[-1] < half[4] and half[0] < half[3], "both ends are rounded, the outer is slim"
+        for path in clavicle_paths(body).values():
+            assert path[-1, 1] < path[0, 1], "the acromion stands above the sternal end"
+            chord = np.interp(np.abs(path[:, 0]), np.abs(path[[0, -1], 0]), path[[0, -1], 1])
+            bends.append((path[:, 1] - chord).max() - (path[:, 1] - chord).min())
+    assert min(bends) > 0.1 and np.ptp(bends) > 0.3
 
 
 def test_pose_moves_the_picture_and_not_the_person():

@@ -200,6 +200,24 @@ def test_severity_scales():
         assert areas[0] < areas[1] < areas[2], (name, areas)
 
 
+@pytest.mark.parametrize("name", ["consolidation", "infiltration", "ground_glass"])
+def test_opacities_fade_towards_their_rim(name):
+    """The change at the rim of the mask is small; in its middle it is not."""
+    ratios = []
+    for seed in range(6):
+        ill, well = _pair(name, seed)
+        change = ill.image - well.image
+        for finding in ill.findings:
+            lung = ill.structures[f"{finding.laterality}_lung"]
+            depth = (
+                cv2.distanceTransform((~(lung & ~finding.mask)).astype(np.uint8), cv2.DIST_L2, 3)
+                * finding.mask
+            )
+            rim = (depth > 0) & (depth <= 2)
+            ratios.append(change[rim].mean() / change[depth > 0.6 * depth.max()].mean())
+    assert np.median(ratios) < 0.5 and min(ratios) > 0.0, ratios
+
+
 def test_findings_do_not_disturb_each_other():
     """A nodule is drawn alike whether or not an effusion follows it in the list."""
     patient = sample_patient(np.random.default_rng(2))
