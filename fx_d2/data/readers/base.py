@@ -13,9 +13,23 @@ from typing import Any
 from ..errors import DataError, ReadReport
 from ..source import Source
 from ..tree import walk_files
-from .tables import bad_cell, checked_labels, label_columns, line_of, number, read_table, reject
+from .tables import (
+    BINARY_CELLS,
+    LABEL_CELLS,
+    RESTORE_FILE,
+    bad_cell,
+    checked_labels,
+    line_of,
+    number,
+    read_table,
+    reject,
+)
 
 __all__ = [
+    "BINARY_CELLS",
+    "LABEL_CELLS",
+    "MAX_SIDE_PX",
+    "RESTORE_FILE",
     "ReadRequest",
     "bad_cell",
     "checked_labels",
@@ -24,7 +38,6 @@ __all__ = [
     "find_file",
     "fit_box",
     "index_by_stem",
-    "label_columns",
     "line_of",
     "missing_image",
     "number",
@@ -90,7 +103,7 @@ def find_file(root: Path, *candidates: str, what: str, fix: str | None = None) -
 
 def read_json(path: Path, kind: type) -> Any:
     """Parse a JSON file whose top level must be ``kind`` (``dict`` or ``list``)."""
-    fix = "restore the file from the original download"
+    fix = RESTORE_FILE
     try:
         body = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as exc:
@@ -118,7 +131,7 @@ def read_lines(path: Path) -> list[str]:
             f"cannot be read as text ({exc})",
             file=path,
             expected="a UTF-8 list, one entry per line",
-            fix="restore the file from the original download",
+            fix=RESTORE_FILE,
         ) from exc
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -199,7 +212,7 @@ def missing_image(name: str, *, file: Path, row: int | str, folder: Path) -> Dat
     )
 
 
-_MAX_SIDE_PX = 32_768  # no radiograph is larger; a number beyond is no coordinate
+MAX_SIDE_PX = 32_768  # no radiograph is larger; a number beyond is no coordinate
 
 
 def fit_box(
@@ -217,7 +230,7 @@ def fit_box(
     Annotation tools round; more than that, or a box without area, is another convention or another
     image.
     """
-    wide, high = (_MAX_SIDE_PX, _MAX_SIDE_PX) if frame is None else (frame[1], frame[0])
+    wide, high = (MAX_SIDE_PX, MAX_SIDE_PX) if frame is None else (frame[1], frame[0])
     box = [max(x0, 0.0), max(y0, 0.0), min(x1, wide), min(y1, high)]
     outside = max(-x0, -y0, x1 - wide, y1 - high)
     if outside > 1 or not (box[2] > box[0] and box[3] > box[1]):

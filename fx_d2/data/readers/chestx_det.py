@@ -16,6 +16,7 @@ from ..errors import DataError
 from ..masks import empty_mask
 from ..record import XYXY_ABS, Record
 from .base import (
+    RESTORE_FILE,
     ReadRequest,
     counted,
     files_in,
@@ -76,7 +77,7 @@ def _record(
             file=path,
             row=row,
             expected="three lists of one length",
-            fix="restore the file from the original download",
+            fix=RESTORE_FILE,
         )
     size = request.source.image_size
     classes = request.source.thing_classes
@@ -113,7 +114,7 @@ def _annotation(
     path: Path,
     row: str,
 ) -> dict[str, Any]:
-    fix = "restore the file from the original download"
+    fix = RESTORE_FILE
     if name not in classes:
         raise DataError(f"class {name!r}", file=path, row=row, expected=f"{classes}", fix=fix)
     if not isinstance(box, list) or len(box) != 4:

@@ -21,13 +21,22 @@ from tqdm import tqdm
 from ..errors import DataError, ReadReport
 from ..masks import check_runs, pack_runs
 from ..record import XYXY_ABS, Record
-from .base import ReadRequest, bad_cell, files_in, find_file, fit_box, number, warn_counts
+from .base import (
+    MAX_SIDE_PX,
+    RESTORE_FILE,
+    ReadRequest,
+    bad_cell,
+    files_in,
+    find_file,
+    fit_box,
+    number,
+    warn_counts,
+)
 
 _SCORE = "Dice RCA (Mean)"
 _COLUMNS = ("image_id", _SCORE, "Landmarks", "Left Lung", "Right Lung", "Heart", "Height", "Width")
 _POINTS = {"Right Lung": (0, 44), "Left Lung": (44, 94), "Heart": (94, 120)}
 _SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
-_MAX_SIDE = 1 << 16
 _LINE_BYTES = 1 << 22  # the longest real rows have some 100,000
 _BAR_BYTES = 200 << 20  # about two seconds of reading
 
@@ -98,7 +107,7 @@ def _table(request: ReadRequest) -> Path:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, wanted cells) of every row; the table is gigabytes, so one row at a time."""
-    fix = "restore the file from the original download"
+    fix = RESTORE_FILE
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -152,7 +161,7 @@ def _lines(stream, path: Path, bar: tqdm) -> Iterator[str]:
                 file=path,
                 row=line,
                 expected="a CSV file",
-                fix="restore the file from the original download",
+                fix=RESTORE_FILE,
             )
         bar.update(len(raw))
         yield text
@@ -163,9 +172,9 @@ def _record(
 ) -> Record:
     sides = [number(row[n], file=table, row=line, column=n, minimum=1) for n in ("Height", "Width")]
     for name, side in zip(("Height", "Width"), sides, strict=True):
-        if side != int(side) or side > _MAX_SIDE:
+        if side != int(side) or side > MAX_SIDE_PX:
             raise bad_cell(
-                table, f"row {line}", name, row[name], f"whole pixels, at most {_MAX_SIDE}"
+                table, f"row {line}", name, row[name], f"whole pixels, at most {MAX_SIDE_PX}"
             )
     size = (int(sides[0]), int(sides[1]))
     masks: dict[str, Any] = {}

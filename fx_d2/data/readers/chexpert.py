@@ -18,6 +18,7 @@ import pandas as pd
 from ..errors import DataError
 from ..record import Record
 from .base import (
+    LABEL_CELLS,
     ReadRequest,
     bad_cell,
     checked_labels,
@@ -27,7 +28,6 @@ from .base import (
     warn_counts,
 )
 
-_LABELS = {"1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0, "": np.nan}
 _TABLES = {
     "train": ("train.csv",),
     "valid": ("valid.csv", "val_labels.csv"),
@@ -115,7 +115,7 @@ def read(request: ReadRequest) -> Iterator[Record]:
     frame = read_table(table, required=("Path", *classes), usecols=columns)
     parts = frame["Path"].str.extract(_PATH)
     where: dict[str, Any] = {"file": table, "report": request.report}
-    labels, good = checked_labels(frame, classes, allowed=_LABELS, **where)
+    labels, good = checked_labels(frame, classes, allowed=LABEL_CELLS, **where)
     path_like = "<folder>/train/patient00001/study1/view1_frontal.jpg or the like"
     reject(frame, "Path", parts["patient"].isna().to_numpy(), good, expected=path_like, **where)
     if "AP/PA" in frame.columns:

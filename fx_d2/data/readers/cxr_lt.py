@@ -15,6 +15,8 @@ import pandas as pd
 from ..errors import DataError
 from ..record import Record
 from .base import (
+    BINARY_CELLS,
+    RESTORE_FILE,
     ReadRequest,
     bad_cell,
     checked_labels,
@@ -25,7 +27,6 @@ from .base import (
     view_filter,
 )
 
-_ALLOWED = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 _KEYS = ("dicom_id", "subject_id", "study_id", "ViewPosition", "path")
 _PATH = re.compile(r"files/p\d{2}/p(\d{8})/s(\d{8})/([0-9a-f]{8}(?:-[0-9a-f]{8}){4})\.jpg")
 
@@ -89,7 +90,7 @@ def _faults(frame: pd.DataFrame, path: Path) -> Iterator[tuple[int, str, DataErr
                 file=path,
                 row=line_of(int(i)),
                 expected="one row per image",
-                fix="restore the file from the original download",
+                fix=RESTORE_FILE,
             ),
         )
 
@@ -100,7 +101,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
     columns = (*_KEYS, *classes)
     frame = read_table(path, required=columns, usecols=columns)
     labels, good = checked_labels(
-        frame, classes, file=path, allowed=_ALLOWED, report=request.report
+        frame, classes, file=path, allowed=BINARY_CELLS, report=request.report
     )
     for i, kind, error in _faults(frame, path):
         if good[i]:

@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..images import image_size
 from ..record import XYXY_ABS, Record
 from .base import (
+    RESTORE_FILE,
     ReadRequest,
     bad_cell,
     counted,
@@ -34,7 +35,6 @@ _MM_PER_PX = 0.175
 _IMAGE_SUFFIXES = (".img", ".dcm", ".dicom", ".png")
 _IMAGE_FOLDERS = ("All247images", "All247images/images", "images/images", "images", "")
 _CLINICAL_FOLDERS = ("Clinical_Information", "")
-_FIX = "restore the file from the original download"
 
 
 @dataclass
@@ -64,7 +64,10 @@ def _images(root: Path) -> dict[str, str]:
             return found
     find_file(root, "All247images/JPCLN001.IMG", what="the radiographs")
     raise DataError(
-        "no radiograph", file=root, expected="All247images/JPCLN001.IMG and others", fix=_FIX
+        "no radiograph",
+        file=root,
+        expected="All247images/JPCLN001.IMG and others",
+        fix=RESTORE_FILE,
     )
 
 
@@ -111,11 +114,11 @@ def _nodules_of_text(request: ReadRequest, path: Path) -> dict[str, _Nodule]:
     try:
         text = path.read_bytes().decode("ascii")
     except OSError as exc:
-        raise DataError(f"cannot be read ({exc.strerror})", file=path, fix=_FIX) from exc
+        raise DataError(f"cannot be read ({exc.strerror})", file=path, fix=RESTORE_FILE) from exc
     except UnicodeDecodeError as exc:
         row = re.split(rb"\r\n|\r|\n", exc.object[: exc.start])
         raise DataError(
-            "not ASCII text", file=path, row=len(row), expected="ASCII", fix=_FIX
+            "not ASCII text", file=path, row=len(row), expected="ASCII", fix=RESTORE_FILE
         ) from exc
     found: dict[str, _Nodule] = {}
     for line, raw in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
@@ -130,7 +133,7 @@ def _nodules_of_text(request: ReadRequest, path: Path) -> dict[str, _Nodule]:
                     file=path,
                     row=line,
                     expected="file, subtlety, size, age, sex, x, y, malignant or benign, ...",
-                    fix=_FIX,
+                    fix=RESTORE_FILE,
                 )
             _add(
                 found,
@@ -175,7 +178,7 @@ def _nodule(x: str, y: str, size_mm: str, path: Path, row: int) -> _Nodule:
             file=path,
             row=row,
             expected=f"a centre within {_FRAME_PX} x {_FRAME_PX} and 5 to 60 mm",
-            fix=_FIX,
+            fix=RESTORE_FILE,
         )
     return _Nodule(numbers["x"], numbers["y"], numbers["size"], row)
 
@@ -187,7 +190,7 @@ def _add(found: dict[str, _Nodule], name: str, nodule: _Nodule, path: Path) -> N
             file=path,
             row=nodule.row,
             expected="one nodule per image",
-            fix=_FIX,
+            fix=RESTORE_FILE,
         )
     found[name] = nodule
 
@@ -231,7 +234,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
                     f"no row of image {name}, which has a nodule",
                     file=listed_in,
                     expected="one row per image JPCLN001 to JPCLN154",
-                    fix=_FIX,
+                    fix=RESTORE_FILE,
                 )
             record = _record(request, name, images[name], nodules.get(name))
         except DataError as error:

@@ -14,6 +14,8 @@ import pandas as pd
 from ..errors import DataError, ReadReport
 from ..record import Record
 from .base import (
+    LABEL_CELLS,
+    MAX_SIDE_PX,
     ReadRequest,
     bad_cell,
     checked_labels,
@@ -23,10 +25,8 @@ from .base import (
     warn_counts,
 )
 
-_LABELS = {"1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0, "": np.nan}
 _TABLES = {"chexpert": "chexpert", "negbio": "negbio", "radiologist": "test-set-labeled"}
 _HOMES = ("", "2.0.0", "2.1.0", "files/mimic-cxr-jpg/2.0.0", "files/mimic-cxr-jpg/2.1.0")
-_MAX_SIDE_PX = 32_768
 _PATTERNS = {
     "dicom_id": r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}",
     "subject_id": r"1\d{7}",
@@ -74,7 +74,7 @@ def mimic_metadata(
     sizes = []
     for name in columns[2:]:
         values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=float)
-        wrong = ~((values >= 1) & (values <= _MAX_SIDE_PX)) & (frame[name] != "").to_numpy()
+        wrong = ~((values >= 1) & (values <= MAX_SIDE_PX)) & (frame[name] != "").to_numpy()
         reject(frame, name, wrong, good, file=table, expected="a number of pixels", report=report)
         sizes.append(np.where(good, values, np.nan))
     wrong = ~frame["ViewPosition"].str.fullmatch("[A-Z ]*").to_numpy(dtype=bool)
@@ -106,7 +106,7 @@ def _study_labels(
     ]
     frame = read_table(table, required=("study_id", *named))
     values, good_rows = checked_labels(
-        frame, named, file=table, allowed=_LABELS, report=request.report
+        frame, named, file=table, allowed=LABEL_CELLS, report=request.report
     )
     rows = _unique_index(table, "study_id", frame["study_id"]).get_indexer(studies)
     labels = np.full((len(studies), len(classes)), np.nan, dtype=np.float32)

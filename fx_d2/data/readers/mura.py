@@ -10,7 +10,15 @@ import numpy as np
 
 from ..errors import DataError
 from ..record import Record
-from .base import ReadRequest, bad_cell, find_file, read_lines, read_table, warn_counts
+from .base import (
+    RESTORE_FILE,
+    ReadRequest,
+    bad_cell,
+    find_file,
+    read_lines,
+    read_table,
+    warn_counts,
+)
 
 _STUDY = r"(?:[^/]+/)?(train|valid)/XR_([A-Z]+)/(patient\d+)/(study\d+)_(positive|negative)"
 _STUDY_PATH = re.compile(_STUDY + r"/?")
@@ -38,7 +46,7 @@ def read(request: ReadRequest) -> Iterator[Record]:
                 file=images_file,
                 row=line,
                 expected=f"{request.part}/XR_<bone>/patient<n>/study<n>_<verdict>/<name>.png",
-                fix="restore the file from the original download",
+                fix=RESTORE_FILE,
             )
             request.report.bad("bad image path", error)
             continue

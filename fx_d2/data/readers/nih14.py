@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import DataError
 from ..record import XYXY_ABS, Record
 from .base import (
+    RESTORE_FILE,
     ReadRequest,
     bad_cell,
     find_file,
@@ -34,7 +35,6 @@ from .base import (
 
 _LISTS = {"train_val": "train_val_list.txt", "test": "test_list.txt"}
 _NAME = re.compile(r"(\d{8})_\d{3}\.png")
-_FIX = "restore the file from the original download"
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # the box list abbreviates what the labels spell out
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
 
@@ -66,7 +66,7 @@ def _read_boxes(request: ReadRequest, path: Path) -> dict[str, list[dict]]:
         raise DataError(
             f"cannot be read as a table ({exc})",
             file=path,
-            fix=_FIX,
+            fix=RESTORE_FILE,
         ) from exc
     if not rows or [cell.strip() for cell in rows[0][:2]] != ["Image Index", "Finding Label"]:
         raise DataError(
@@ -74,7 +74,7 @@ def _read_boxes(request: ReadRequest, path: Path) -> dict[str, list[dict]]:
             file=path,
             row=1,
             expected="Image Index,Finding Label,Bbox [x,y,w,h]",
-            fix="restore the file from the original download",
+            fix=RESTORE_FILE,
         )
     found: dict[str, list[dict]] = defaultdict(list)
     spoilt: set[str] = set()  # one box lost among several would look like a complete set
@@ -88,7 +88,7 @@ def _read_boxes(request: ReadRequest, path: Path) -> dict[str, list[dict]]:
                 file=path,
                 row=line,
                 expected="<name>.png,<class>,x,y,w,h",
-                fix=_FIX,
+                fix=RESTORE_FILE,
             )
         try:
             name = row[1].strip()
@@ -155,7 +155,7 @@ def _record(request, name, line, list_path, table, row_of, columns, vectors, fil
             f"image {name[:80]!r} is {what}",
             file=list_path,
             row=line,
-            fix=_FIX + " (and its table)",
+            fix=RESTORE_FILE + " (and its table)",
         )
         return request.report.bad("listed image without a label row", error)
     vector = vectors[columns["Finding Labels"][row]]

@@ -15,6 +15,7 @@ import pandas as pd
 from ..errors import DataError
 from ..record import XYXY_ABS, Record
 from .base import (
+    RESTORE_FILE,
     ReadRequest,
     bad_cell,
     counted,
@@ -112,7 +113,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
             file=table,
             row=line_of(int(negative.index[~zeros][0])),
             expected="zeros in x, y, width and height where label is 0",
-            fix="restore the file from the original download",
+            fix=RESTORE_FILE,
         )
     boxes: dict[str, list[list[float]]] = {}
     lines: dict[str, int] = {}

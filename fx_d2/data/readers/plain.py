@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import DataError
 from ..record import XYXY_ABS, Record
 from .base import (
+    LABEL_CELLS,
     ReadRequest,
     bad_cell,
     checked_labels,
@@ -38,7 +39,6 @@ from .base import (
     relative_name,
 )
 
-_CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
 _FIX = "correct this file; fx_d2/data/readers/plain.py describes it"
 
 
@@ -65,7 +65,9 @@ def _records(request: ReadRequest) -> Iterator[Record]:
     if single:
         labels, good = _one_hot(request, frame, single, table)
     else:
-        labels, good = checked_labels(frame, columns, file=table, allowed=_CELLS, report=report)
+        labels, good = checked_labels(
+            frame, columns, file=table, allowed=LABEL_CELLS, report=report
+        )
     if request.part != "all" and "split" not in frame.columns:
         raise DataError(
             f"no column 'split', but part {request.part!r} is asked for",

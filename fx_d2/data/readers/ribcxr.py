@@ -18,9 +18,16 @@ from ..errors import DataError
 from ..images import image_size
 from ..record import Record
 from ..tree import walk_files
-from .base import ReadRequest, counted, find_file, missing_image, read_json, relative_name
+from .base import (
+    RESTORE_FILE,
+    ReadRequest,
+    counted,
+    find_file,
+    missing_image,
+    read_json,
+    relative_name,
+)
 
-_FIX = "restore the file from the original download"
 _BORDER = 0.05  # share of the image by which an annotator's point may lie outside
 
 
@@ -58,7 +65,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
                 f"{key!r} is {type(body.get(key)).__name__}",
                 file=path,
                 expected="an object with one entry per image",
-                fix=_FIX,
+                fix=RESTORE_FILE,
             )
     by_name = {key.rsplit("/", 1)[-1]: value for key, value in files.items()}
     seen: set[str] = set()
@@ -68,7 +75,7 @@ def _records(request: ReadRequest) -> Iterator[Record]:
             record = _record(request, body, key, _find_image(name, files, by_name, path, row), path)
             if record["image_id"] in seen:
                 raise DataError(
-                    f"image {name!r} stands a second time", file=path, row=row, fix=_FIX
+                    f"image {name!r} stands a second time", file=path, row=row, fix=RESTORE_FILE
                 )
         except DataError as error:
             request.report.bad("bad image entry", error)
@@ -125,6 +132,6 @@ def _rings(
             file=path,
             row=f"img {key!r}",
             expected=f"'None', or 3 or more points {{x, y}} within {size[1]} x {size[0]}",
-            fix=_FIX,
+            fix=RESTORE_FILE,
         )
     return [ring.ravel().tolist()]

@@ -17,6 +17,11 @@ import pandas as pd
 
 from ..errors import DataError, ReadReport
 
+RESTORE_FILE = "restore the file from the original download"
+# Cells of label columns as vendors write them.
+BINARY_CELLS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0}
+LABEL_CELLS = {**BINARY_CELLS, "-1": -1.0, "-1.0": -1.0, "": np.nan}
+_ENCODING = "utf-8-sig"
 _LINE_LIMIT = 1 << 24  # bytes; the longest rows (landmarks and run lengths) have some 20,000
 _UNPACKED_LIMIT = (1 << 28, 100)  # bytes, and ratio to the packed size: beyond both it is a bomb
 
@@ -31,18 +36,18 @@ def _lines(path: Path, stream: Any) -> Iterator[bytes]:
                 "a row is longer than 16 MiB" if not unpacks_too_much else "unpacks without end",
                 file=path,
                 expected="a table",
-                fix="restore the file from the original download",
+                fix=RESTORE_FILE,
             )
         yield text
 
 
-def _check_cells(path: Path, separator: str, encoding: str, header: Sequence[str] | None) -> None:
+def _check_cells(path: Path, header: Sequence[str] | None) -> None:
     """Every row has as many cells as the first, and no named column is without a cell.
 
     Some vendors end every line with a comma, so blank cells beyond the header are allowed, but only
     in all rows alike: one such row more likely lost a cell of its own.
     """
-    quote, blank, cut = b'"', (b"\n", b"\r\n"), separator.encode()
+    quote, blank = b'"', (b"\n", b"\r\n")
     named = None if header is None else len(header)
     width: int | None = None
 
@@ -60,15 +65,15 @@ def _check_cells(path: Path, separator: str, encoding: str, header: Sequence[str
                 file=path,
                 row=line,
                 expected=f"{max(named, width)}, as in the rows before",
-                fix="restore the file from the original download (is it cut off?)",
+                fix=f"{RESTORE_FILE} (is it cut off?)",
             )
 
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
         lines = _lines(path, stream)
         for line, text in enumerate(lines, start=1):
             if quote in text:
-                rest = (raw.decode(encoding) for raw in itertools.chain([text], lines))
-                rows = csv.reader(rest, delimiter=separator, strict=True)
+                rest = (raw.decode(_ENCODING) for raw in itertools.chain([text], lines))
+                rows = csv.reader(rest, strict=True)
                 last = line - 1  # the line a record ends on; a record may span several
                 try:
                     for row in rows:
@@ -81,20 +86,20 @@ def _check_cells(path: Path, separator: str, encoding: str, header: Sequence[str
                         file=path,
                         row=last + 1,
                         expected="a CSV file",
-                        fix="restore the file from the original download (is it cut off?)",
+                        fix=f"{RESTORE_FILE} (is it cut off?)",
                     ) from exc
                 return
             if text not in blank and (
-                width is None or text.count(cut) + 1 != width or width != named
+                width is None or text.count(b",") + 1 != width or width != named
             ):
-                check(line, text.decode(encoding).rstrip("\r\n").split(separator))
+                check(line, text.decode(_ENCODING).rstrip("\r\n").split(","))
 
 
-def _undecodable_line(path: Path, encoding: str) -> int | None:
+def _undecodable_line(path: Path) -> int | None:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
         for line, text in enumerate(_lines(path, stream), start=1):
             try:
-                text.decode(encoding)
+                text.decode(_ENCODING)
             except UnicodeDecodeError:
                 return line
     return None
@@ -105,42 +110,31 @@ def read_table(
     *,
     required: Sequence[str] = (),
     header: Sequence[str] | None = None,
-    encoding: str = "utf-8-sig",
-    separator: str = ",",
     usecols: Iterable[str] | None = None,
-    strip: bool = True,
-    ragged: bool = False,
 ) -> pd.DataFrame:
-    """Read a delimited table as strings; blank cells are ``""``.
+    """Read a CSV table as strings, blanks around names and cells removed; blank cells are ``""``.
 
     Cells stay text, so that a column of labels with one stray word is reported with its row instead
     of turning the whole column into something else. Columns are found by name; ``header`` names
-    them where the file has none.
+    them where the file has none. A row with fewer cells than the others is an error: it is what the
+    last row of a truncated file looks like, and pandas would fill in blanks.
 
     Args:
         path: the file; ``.gz`` is unpacked on the fly.
         required: columns that must be there (after stripping blanks from names).
         header: column names of a file without a header line.
-        encoding: of the text.
-        separator: between cells.
         usecols: read only these columns (saves memory on wide tables).
-        strip: strip blanks from names and cells (SIIM writes ``" EncodedPixels"``).
-        ragged: rows may have fewer cells than the header. Otherwise such a row is an error: it is
-            what the last row of a truncated file looks like, and pandas would fill in blanks.
     """
-    fix = "restore the file from the original download"
     wanted = None if usecols is None else set(usecols)
     try:
-        if not ragged and len(separator) == 1 and not separator.isspace():
-            _check_cells(path, separator, encoding, header)
+        _check_cells(path, header)
         with warnings.catch_warnings():  # about blank last cells, which are checked above
             warnings.simplefilter("ignore", pd.errors.ParserWarning)
             frame = pd.read_csv(
                 path,
                 dtype=str,
                 keep_default_na=False,
-                encoding=encoding,
-                sep=separator,
+                encoding=_ENCODING,
                 header=None if header is not None else 0,
                 names=list(header) if header is not None else None,
                 usecols=(lambda name: name.strip() in wanted) if wanted is not None else None,
@@ -153,29 +147,26 @@ def read_table(
         raise
     except UnicodeDecodeError as exc:
         raise DataError(
-            f"not {encoding} text ({exc.reason})",
+            f"not {_ENCODING} text ({exc.reason})",
             file=path,
-            row=_undecodable_line(path, encoding),
-            expected=encoding,
-            fix=fix,
+            row=_undecodable_line(path),
+            expected=_ENCODING,
+            fix=RESTORE_FILE,
         ) from exc
     except (OSError, EOFError, zlib.error) as exc:
-        raise DataError(f"cannot be read ({exc})", file=path, fix=fix) from exc
-    except (
-        ValueError,
-        csv.Error,
-        OverflowError,
-        MemoryError,
-    ) as exc:  # pandas' parser errors are ValueErrors
-        raise DataError(f"not a table ({exc})", file=path, expected="a CSV file", fix=fix) from exc
-    if strip:
-        frame.columns = [str(name).strip() for name in frame.columns]
-        for name in frame.columns:
-            frame[name] = frame[name].str.strip()
+        raise DataError(f"cannot be read ({exc})", file=path, fix=RESTORE_FILE) from exc
+    # The errors of pandas' parser are ValueErrors.
+    except (ValueError, csv.Error, OverflowError, MemoryError) as exc:
+        raise DataError(
+            f"not a table ({exc})", file=path, expected="a CSV file", fix=RESTORE_FILE
+        ) from exc
+    frame.columns = [str(name).strip() for name in frame.columns]  # SIIM: " EncodedPixels"
+    for name in frame.columns:
+        frame[name] = frame[name].str.strip()
     missing = [name for name in required if name not in frame.columns]
     if missing:
         if usecols is not None:  # say what else the header has
-            read_table(path, required=required, encoding=encoding, separator=separator)
+            read_table(path, required=required)
         near = difflib.get_close_matches(missing[0], list(frame.columns), n=1)
         hint = f" (is it {near[0]!r}?)" if near else ""
         raise DataError(
@@ -193,20 +184,6 @@ def line_of(index: int) -> int:
     return index + 2
 
 
-def label_columns(
-    frame: pd.DataFrame,
-    columns: Sequence[str],
-    *,
-    file: Path,
-    allowed: Mapping[str, float],
-) -> np.ndarray:
-    """Columns of a table as a float32 (N, C) array through ``allowed`` (text -> value).
-
-    A cell whose text is not in ``allowed`` is a :class:`DataError` with its row and column.
-    """
-    return checked_labels(frame, columns, file=file, allowed=allowed, report=ReadReport())[0]
-
-
 def checked_labels(
     frame: pd.DataFrame,
     columns: Sequence[str],
@@ -215,10 +192,10 @@ def checked_labels(
     allowed: Mapping[str, float],
     report: ReadReport,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`label_columns`, but a bad cell goes to ``report``.
+    """Columns of a table through ``allowed`` (text -> value); a bad cell goes to ``report``.
 
     Returns:
-        The labels (N, C) and which rows are good (N,).
+        The labels, float32 (N, C), and which rows are good, bool (N,).
     """
     out = np.full((len(frame), len(columns)), np.nan, dtype=np.float32)
     good = np.ones(len(frame), dtype=bool)

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import DataError
 from ..record import XYXY_ABS, Record
 from .base import (
+    RESTORE_FILE,
     ReadRequest,
     bad_cell,
     counted,
@@ -48,7 +49,6 @@ _SIMPLE_COLUMNS = (
     "tb_type",
     "image_type",
 )
-_FIX = "restore the file from the original download"
 
 
 def read(request: ReadRequest) -> Iterator[Record]:
@@ -90,7 +90,9 @@ def _record(request, image_id: str, path: str, size: tuple[int, int], boxes: lis
 def _entries(body: dict, name: str, file: Path) -> list[dict]:
     value = body.get(name)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError(f"no list {name!r} of objects", file=file, expected="a COCO file", fix=_FIX)
+        raise DataError(
+            f"no list {name!r} of objects", file=file, expected="a COCO file", fix=RESTORE_FILE
+        )
     return value
 
 
@@ -135,14 +137,18 @@ def _key(entry: dict, name: str, file: Path) -> int | str:
     value = entry.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         row = f"entry {str(entry)[:60]}"
-        raise DataError(f"{name} is {value!r}", file=file, row=row, expected="a number", fix=_FIX)
+        raise DataError(
+            f"{name} is {value!r}", file=file, row=row, expected="a number", fix=RESTORE_FILE
+        )
     return value
 
 
 def _size(entry: dict, path: Path, row: str) -> tuple[int, int]:
     size = (entry.get("height"), entry.get("width"))
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
-        raise DataError(f"height, width = {size}", file=path, row=row, expected="pixels", fix=_FIX)
+        raise DataError(
+            f"height, width = {size}", file=path, row=row, expected="pixels", fix=RESTORE_FILE
+        )
     return size  # type: ignore[return-value]
 
 
@@ -152,7 +158,7 @@ def _image_of(entry: dict, images: dict, path: Path) -> dict:
     if image is None:
         raise DataError(
             f"image_id {entry.get('image_id')!r}", file=path, row=row, expected="an id of 'images'",
-            fix=_FIX,
+            fix=RESTORE_FILE,
         )  # fmt: skip
     return image
 
@@ -166,11 +172,13 @@ def _coco_box(entry: dict, image: dict, categories: dict, path: Path) -> dict[st
             file=path,
             row=row,
             expected=f"the id of one of {list(_CATEGORIES)}: other categories have no boxes",
-            fix=_FIX,
+            fix=RESTORE_FILE,
         )
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
-        raise DataError(f"bbox {box!r}", file=path, row=row, expected="[x, y, w, h]", fix=_FIX)
+        raise DataError(
+            f"bbox {box!r}", file=path, row=row, expected="[x, y, w, h]", fix=RESTORE_FILE
+        )
     x, y, w, h = (number(v, file=path, row=row, column="bbox") for v in box)
     frame = _size(image, path, row)
     corners = fit_box(x, y, x + w, y + h, frame=frame, file=path, row=row)
@@ -184,7 +192,10 @@ def _from_csv(request: ReadRequest, home: Path) -> Iterator[Record]:
     part = {"TBX11K_train": "train", "TBX11K_val": "val"}.get(request.part)
     if part is None:
         raise DataError(
-            f"no part {request.part!r}", file=path, expected="TBX11K_train or _val", fix=_FIX
+            f"no part {request.part!r}",
+            file=path,
+            expected="TBX11K_train or _val",
+            fix=RESTORE_FILE,
         )
     files = index_by_stem(home / "images", (".png",), full_name=True)
     boxes: dict[str, list[dict]] = defaultdict(list)

@@ -22,6 +22,8 @@ from ..errors import DataError, ReadReport
 from ..record import XYXY_ABS, Record
 from ..vocabulary import VINDR_BOXES_14, VINDR_GLOBAL_6, VINDR_LOCAL_22
 from .base import (
+    BINARY_CELLS,
+    RESTORE_FILE,
     ReadRequest,
     bad_cell,
     checked_labels,
@@ -37,7 +39,6 @@ from .base import (
 )
 
 _HOMES = ("", "1.0.0", "vindr-cxr/1.0.0", "physionet.org/files/vindr-cxr/1.0.0")
-_CELLS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 _ALIASES = {"Other disease": "Other diseases"}  # both spellings occur
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _NO_FINDING = "No finding"
@@ -130,9 +131,11 @@ def _read_labels(request: ReadRequest, path: Path, images: dict[str, _Image]) ->
             file=table,
             row=1,
             expected="image_id and the 28 labels of VinDr-CXR",
-            fix="restore the file from the original download",
+            fix=RESTORE_FILE,
         )
-    cells, good = checked_labels(frame, wanted, file=table, allowed=_CELLS, report=request.report)
+    cells, good = checked_labels(
+        frame, wanted, file=table, allowed=BINARY_CELLS, report=request.report
+    )
     _reject_ids(ReadReport(), frame, table, good)  # raises: whose vote it is, nobody knows
     votes: dict[str, dict[str, np.ndarray]] = {}
     spoilt = set(frame["image_id"][~good])  # two of three votes would be another label
