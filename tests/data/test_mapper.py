@@ -363,6 +363,21 @@ def test_keep_pads_and_says_where_the_image_ends(toy, fx_cfg):
     np.testing.assert_allclose(result["instances"].gt_boxes.tensor[0].numpy(), want, rtol=1e-5)
 
 
+def test_padding_stays_black_whatever_the_augmentation(toy, augmented_cfg):
+    augmented_cfg.INPUT.FX.RESIZE = "keep"
+    for task in ("CLS", "LOC", "SEG"):
+        augmented_cfg.INPUT.FX.AUG[task].GREY_PROB = 1.0
+    mapper = FxMapper(augmented_cfg, True)
+    padded = 0
+    for number in range(20):
+        result = mapper(toy.records[1], ("loc", "seg"), position(number))
+        h, w = result["content_size"]
+        for plane in (result["image"], result["sem_masks"]):
+            assert not plane[:, h:].any() and not plane[:, :, w:].any()
+        padded += min(h, w) < 64
+    assert padded > 10
+
+
 class HalfSize(FileReader):
     """Stands for a cache: half the pixels, the facts of the original."""
 
