@@ -110,6 +110,7 @@ def tool(name: str, *, resumable: bool = False) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
+            _listen_to_interrupts()
             try:
                 code = main(argv)
                 sys.stdout.flush()  # here, so that a closed pipe is met here
@@ -133,6 +134,12 @@ def tool(name: str, *, resumable: bool = False) -> Callable[[Main], Main]:
         return guarded
 
     return decorate
+
+
+def _listen_to_interrupts() -> None:
+    """Undo what ``tools/quiet_interrupt.py`` did for the time of the imports."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _os_error(exc: OSError) -> str:

@@ -9,6 +9,9 @@ than a column does on a busy machine.
 
 from __future__ import annotations
 
+import quiet_interrupt  # noqa: F401 - before anything slow
+
+# isort: split
 import argparse
 import contextlib
 import math

@@ -11,6 +11,9 @@ Sources that lie in one folder share a cache. Exit code: 0 done, 1 some images c
 
 from __future__ import annotations
 
+import quiet_interrupt  # noqa: F401 - before anything slow
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence

@@ -10,6 +10,9 @@ checks.
 
 from __future__ import annotations
 
+import quiet_interrupt  # noqa: F401 - before anything slow
+
+# isort: split
 import argparse
 import json
 import os

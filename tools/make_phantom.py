@@ -15,6 +15,9 @@ Without --size everything is native: some 7 seconds and 36 MB per patient over a
 
 from __future__ import annotations
 
+import quiet_interrupt  # noqa: F401 - before anything slow
+
+# isort: split
 import argparse
 import shlex
 import sys

@@ -9,6 +9,9 @@
 
 from __future__ import annotations
 
+import quiet_interrupt  # noqa: F401 - before anything slow
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence

@@ -12,6 +12,9 @@ Exit code: 0 everything drawn, 1 something could not be read, 2 wrong use.
 
 from __future__ import annotations
 
+import quiet_interrupt  # noqa: F401 - before anything slow
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

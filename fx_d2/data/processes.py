@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import cv2
 
@@ -26,11 +26,17 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
     )
+    others = set(active_children())
     try:
         with _interrupts_held():  # a new process inherits what is blocked
             for _ in range(workers):  # Python 3.10 starts one process per task
                 pool.submit(os.getpid)
         yield pool
+    except BaseException:
+        # Nobody wants their results: do not wait until they have imported what they need.
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -93,15 +93,18 @@ def make_world(
     root = Path(out)
     done = _prepare(root, parameters, force=force)
     written: list[str] = []
-    with _pool(workers) as pool:
-        for writer in writers:
-            if set(writer.keys) <= done and not force:
-                continue
-            _refuse_foreign(root, writer, done, force=force)
-            _write_family(root, writer, parameters, pool, progress)
-            done |= set(writer.keys)
-            _write_mark(root, parameters, done)
-            written += writer.keys
+    try:
+        with _pool(workers) as pool:
+            for writer in writers:
+                if set(writer.keys) <= done and not force:
+                    continue
+                _refuse_foreign(root, writer, done, force=force)
+                _write_family(root, writer, parameters, pool, progress)
+                done |= set(writer.keys)
+                _write_mark(root, parameters, done)
+                written += writer.keys
+    finally:  # workers that still wrote when the folder was removed have ended now
+        _remove(root, [path.name for path in root.glob(f"{_PARTIAL}*")])
     return written
 
 
