@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from . import builtin
 from .errors import DataError
-from .mapper import FxMapper
+from .mapper import FxMapper, seed_of
 from .record import PackedRecords
 from .samplers import JointSchedule, class_aware_weights, presence, repeat_factors
 from .source import TASKS, Source
@@ -134,7 +134,7 @@ def build_task_loader(cfg: Any, *, mapper: FxMapper | None = None) -> TaskLoader
     return TaskLoader(
         datasets,
         mapper,
-        seed=max(int(cfg.SEED), 0),
+        seed=seed_of(cfg),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         workers=workers_from(cfg),
         rank=comm.get_rank(),

@@ -64,6 +64,11 @@ def _reader(cache: str, voi: str) -> ImageReader:
     return CachedReader(cache, voi) if cache else FileReader(voi)
 
 
+def seed_of(cfg: Any) -> int:
+    """The seed of every draw; Detectron2's -1 means "any", ours has to be the same twice."""
+    return max(int(cfg.SEED), 0)
+
+
 class FxMapper:
     """Maps a record to a dict in Detectron2's format plus what partial supervision needs.
 
@@ -142,9 +147,7 @@ class FxMapper:
             "intensity": intensity,
             "label_policy": policy,
             "reader": reader or _reader(fx.CACHE, intensity.voi),
-            "seed": max(
-                int(cfg.SEED), 0
-            ),  # Detectron2's -1 means "any"; ours has to be the same twice
+            "seed": seed_of(cfg),
             "channels": fx.CHANNELS,
             "min_box_px": fx.MIN_BOX_PX,
             "targets": targets,
