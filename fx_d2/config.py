@@ -59,7 +59,8 @@ def _add_input(cfg: CN) -> None:
     # Exceptions as above. The paper (4.1) reads a finding that the report leaves out as absent:
     # "chexpert=zeros".
     cfg.INPUT.FX.UNKNOWN_BY = ()
-    # Folder of tools/cache_images.py, read instead of the original files; "" reads these.
+    # Folder of tools/cache_images.py, read instead of the original files; "" reads these. Where
+    # AUG.<TASK>.CROP_SCALE is on, build it larger than SIZE: a crop of a small copy is blurred.
     cfg.INPUT.FX.CACHE = ""
     # A box with a side below this after the augmentations is dropped, in pixels of the resized
     # image.

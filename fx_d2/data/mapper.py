@@ -312,7 +312,7 @@ class _Frame:
         return (shape[0] - sum(p.y1 for p in pads), shape[1] - sum(p.x1 for p in pads))
 
     def detailed_enough(self, shape: tuple[int, ...]) -> bool:
-        """Whether what was read has the pixels that the input shows, if the original does."""
+        """Whether what was read is as large as the input, or as the original if that is smaller."""
         wanted = np.minimum(self.content_size(shape), (self.height, self.width))
         return bool((np.array(self.read_size) >= wanted).all())
 
