@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from fx_d2.data.errors import DataError, shown
+from fx_d2.data.errors import DataError, DataWarning, shown
 from fx_d2.data.source import Source
 from fx_d2.data.sources import get_source
 
@@ -111,8 +114,11 @@ def tool(name: str, *, resumable: bool = False) -> Callable[[Main], Main]:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
             _listen_to_interrupts()
+            if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+                sys.stdout.reconfigure(errors="backslashreplace")
             try:
-                code = main(argv)
+                with _warnings_in_one_line(name):
+                    code = main(argv)
                 sys.stdout.flush()  # here, so that a closed pipe is met here
                 return code
             except WrongUse as exc:
@@ -140,6 +146,29 @@ def _listen_to_interrupts() -> None:
     """Undo what ``tools/quiet_interrupt.py`` did for the time of the imports."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _warnings_in_one_line(name: str) -> Iterator[None]:
+    """Warnings about data without the line of this program that noticed."""
+    before = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if issubclass(category, DataWarning):
+            return f"{name}: warning: {message}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _os_error(exc: OSError) -> str:

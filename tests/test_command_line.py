@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from fx_d2 import command_line
 from fx_d2.command_line import Parser, WrongUse, check_output, existing_root, named_source, whole
-from fx_d2.data.errors import DataError
+from fx_d2.data.errors import DataError, DataWarning
 
 
 def outcome(problem: BaseException, **options: bool) -> int:
@@ -66,6 +68,38 @@ def test_interrupts_are_heard_again_after_the_imports() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [signal.default_int_handler]
+
+
+def test_warnings_about_data_are_one_line() -> None:
+    formats = []
+
+    @command_line.tool("a_tool")
+    def main(argv=None):
+        for category in (DataWarning, UserWarning):
+            formats.append(warnings.formatwarning("12 rows", category, "x.py", 3, "code"))
+        return 0
+
+    before = warnings.formatwarning
+    assert main([]) == 0
+    assert formats[0] == "a_tool: warning: 12 rows\n"
+    assert "x.py:3" in formats[1]
+    assert warnings.formatwarning is before
+
+
+def test_any_file_name_can_be_printed() -> None:
+    program = (
+        "import sys\nfrom fx_d2.command_line import tool\n"
+        "@tool('a_tool')\ndef main(argv=None):\n    print('caf\\udce9')\n    return 0\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9\n"), done.stderr
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -122,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         write_atomically(args.json, json.dumps(report.to_json(), indent=1) + "\n")
     if args.html:
-        write_atomically(args.html, render_html(report, exam))
+        page = render_html(report, exam)
+        write_atomically(args.html, page.encode("utf-8", "backslashreplace"))
     print_report(report)
     return report.exit_code
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,15 @@ def test_a_sample_of_images_is_decoded(small_world: Path, tmp_path: Path) -> Non
     body = tmp_path / "some.json"
     assert run("--root", small_world, "--max-images", "3", "--json", body) == 0
     assert {s["decoded"] for s in json.loads(body.read_text())["checked"].values()} == {3}
+
+
+def test_a_folder_whose_name_is_not_text(small_world: Path, tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(small_world / "MontgomerySet", root / "MontgomerySet")
+    strange = root / "MontgomerySet/CXR_png" / os.fsdecode(b"MCUCXR_\xff_0.png")
+    shutil.copy(min(root.glob("MontgomerySet/CXR_png/*.png")), strange)
+    assert run("--root", root, "--json", root / "r.json", "--html", root / "r.html") == 1
+    assert "MCUCXR_\\udcff_0.png" in (root / "r.html").read_text(encoding="utf-8")
 
 
 def test_one_split(small_world: Path, tmp_path: Path) -> None:

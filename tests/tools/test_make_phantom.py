@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,17 @@ def test_help_states_what_size_means(capsys) -> None:
         make_phantom.main(["--help"])
     text = capsys.readouterr().out
     assert "2048 for JSRT" in text and "--workers" in text
+
+
+def test_pydicom_is_needed_for_dicom_only(tmp_path: Path, capsys, monkeypatch) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "pydicom"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "pydicom", None)  # importing it raises
+    out = ["--out", str(tmp_path / "w")]
+    assert call(*out, "--sources", "montgomery") == 0
+    capsys.readouterr()
+    assert call(*out, "--sources", "rsna") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("make_phantom: ") and "pip install 'fx_d2[dicom]'" in error
+    assert not list((tmp_path / "w").glob(".partial*"))
+    assert not (tmp_path / "w/rsna-pneumonia-detection-challenge").exists()
