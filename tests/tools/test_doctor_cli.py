@@ -92,6 +92,15 @@ def test_one_split(small_world: Path, tmp_path: Path) -> None:
     assert set(json.loads(body.read_text())["checked"]["chexpert"]["parts"]) == {"valid"}
 
 
+def test_files_of_splits_not_asked_for_are_not_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_world(tmp_path / "world", patients=8, seed=5, size_px=96, sources=["jsrt"])
+    args = ("--root", tmp_path / "world", "--fast", "--split", "train")
+    assert run(*args) == 0
+    assert "files/extra" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..source import Source
 from ..tree import walk_files
 from .examination import Examination
 from .findings import Hit, check
@@ -120,6 +121,12 @@ def missing_files(exam: Examination) -> Iterator[Hit]:
         yield Hit(found="no such file", expected="the image the index names", **exam.place(entry))
 
 
+def _whole(exam: Examination, source: Source) -> bool:
+    """Whether every published part of a source was read."""
+    read = {part.name for part in exam.parts_of(source.key)}
+    return read >= {part.name for part in source.splits.values()}
+
+
 @check(
     "files/extra",
     "warning",
@@ -132,6 +139,8 @@ def extra_files(exam: Examination) -> Iterator[Hit]:
         keys = "+".join(source.key for source in sources)
         if any(part.error for source in sources for part in exam.parts_of(source.key)):
             continue  # without its index every file would be extra
+        if not all(_whole(exam, source) for source in sources):
+            continue  # nor can files of parts that were not asked for be told from extra ones
         known = {exam.files[f] for source in sources for f in exam.files_of(source.key)}
         if not known:
             continue
