@@ -117,6 +117,12 @@ def test_each_row_is_complete(key):
         assert set(subset) <= set(source.cls_classes)
 
 
+def test_the_validation_share_of_nih_is_that_of_the_paper():
+    """11,212 of the 86,524 images of the official list."""
+    part = SOURCES["nih14"].splits["val"]
+    assert part.high == 1.0 and abs((1 - part.low) - 11_212 / 86_524) < 0.001
+
+
 @pytest.mark.parametrize("key", SOURCES)
 def test_splits_of_a_part_do_not_overlap(key):
     """Train, val and test of a row share no patient: their shares of a part are disjoint."""
