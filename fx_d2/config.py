@@ -17,6 +17,9 @@ def add_fx_config(cfg: CN) -> None:
     _add_augmentations(cfg)
     _add_datasets(cfg)
     _add_loader(cfg)
+    cfg.MODEL.FX = CN()
+    _add_trunk(cfg)
+    _add_heads(cfg)
 
 
 def _add_input(cfg: CN) -> None:
@@ -163,3 +166,86 @@ def _add_loader(cfg: CN) -> None:
     # Joint training: a round lasts until the source that takes longest is seen once (True) or until
     # the first one is (False); shorter ones are repeated.
     cfg.DATALOADER.FX.REPEAT_TO_LONGEST = False
+
+
+def _add_trunk(cfg: CN) -> None:
+    cfg.MODEL.FX.TRUNK = CN()
+    # A row of docs/backbones.md (swin_b: every published Foundation X result) or any network of
+    # timm with a feature pyramid, such as "convnext_small.fb_in22k".
+    cfg.MODEL.FX.TRUNK.NAME = "swin_b"
+    # "" starts from random weights; "timm" from the network's published weights (model hub or its
+    # local cache); else a .safetensors or .pth file.
+    cfg.MODEL.FX.TRUNK.PRETRAINED = ""
+    # Largest chance that a block is skipped in training, growing linearly with depth (paper 1.1).
+    cfg.MODEL.FX.TRUNK.DROP_PATH = 0.2
+    # Recompute activations in the backward pass: less memory for a slower step.
+    cfg.MODEL.FX.TRUNK.GRAD_CHECKPOINT = False
+    # Norm of the last stage before pooling for classification: "auto" is the network's own (none
+    # for BatchNorm trunks), "layer" a new LayerNorm, "none".
+    cfg.MODEL.FX.TRUNK.NORM = "auto"
+    # (height, width) that a trunk of fixed input size (CoAtNet) is built for; () is INPUT.FX.SIZE.
+    # Others take any size and ignore it.
+    cfg.MODEL.FX.TRUNK.IMG_SIZE = ()
+    # Further arguments of the timm network, such as {embed_dim: 24, depths: [1, 1, 1, 1]} for a
+    # tiny variant; they win over those of the row.
+    cfg.MODEL.FX.TRUNK.KWARGS = CN(new_allowed=True)
+
+
+def _add_heads(cfg: CN) -> None:
+    # Sources that have heads; () is those of DATASETS.TRAIN. Names make a model for prediction
+    # independent of what is on disk.
+    cfg.MODEL.FX.SOURCES = ()
+    # torch.compile of the trunk: the heads see boxes whose number differs from image to image.
+    cfg.MODEL.FX.COMPILE = False
+    # Channels-last memory: faster convolutions in low precision on a GPU.
+    cfg.MODEL.FX.CHANNELS_LAST = False
+    cfg.MODEL.FX.CLS = CN()
+    # Entry of fx_d2.modeling.heads.CLASSIFIER_REGISTRY.
+    cfg.MODEL.FX.CLS.NAME = "MultiSourceClassifier"
+    # Loss of independent labels: "bce" (the paper's), "asymmetric", "focal" or "weighted" (bce with
+    # POS_WEIGHT).
+    cfg.MODEL.FX.CLS.LOSS = "bce"
+    # Loss where exactly one class is true: "ce", or "bce" as the paper does for RSNA (1.2).
+    cfg.MODEL.FX.CLS.MULTICLASS_LOSS = "ce"
+    # For "weighted": {source: [weight of a positive, per class]}; a source not named has ones.
+    cfg.MODEL.FX.CLS.POS_WEIGHT = CN(new_allowed=True)
+    # Channels of a hidden layer before the linear one, per source; 0 is none, as in the paper.
+    cfg.MODEL.FX.CLS.PROJECTOR = 0
+    # Share of the pooled features dropped in training; the paper has none.
+    cfg.MODEL.FX.CLS.DROPOUT = 0.0
+    cfg.MODEL.FX.CLS.LOCAL = CN()
+    # Stages whose places each vote for a class beside the pooled last stage, so that a finding of a
+    # few cells is not averaged away; () is the paper's classifier.
+    cfg.MODEL.FX.CLS.LOCAL.IN_FEATURES = ()
+    # Channels of the shared map these stages are fused into.
+    cfg.MODEL.FX.CLS.LOCAL.DIM = 128
+    # How the votes of all places become one: "lse" (a soft maximum), "attention" (weighted by their
+    # own softmax), "max", or "avg".
+    cfg.MODEL.FX.CLS.LOCAL.POOL = "lse"
+    # Between the mean (towards 0) and the maximum (large) of the votes, for "lse" and "attention".
+    cfg.MODEL.FX.CLS.LOCAL.SHARPNESS = 4.0
+    cfg.MODEL.FX.LOC = CN()
+    # X+ (1.5): one box and mask head for all sources, and a predictor per source. False is X: both
+    # per source.
+    cfg.MODEL.FX.LOC.SHARED_DECODER = False
+    # Sources whose row says so have one class "finding", as in the paper (1.3); False keeps their
+    # classes.
+    cfg.MODEL.FX.LOC.AGNOSTIC = True
+    cfg.MODEL.FX.SEG = CN()
+    # Channels of the decoder (1.4).
+    cfg.MODEL.FX.SEG.CHANNELS = 128
+    # Stages it reads, fine to coarse (1.4).
+    cfg.MODEL.FX.SEG.IN_FEATURES = ("res2", "res3", "res4", "res5")
+    # Cells per side of the pyramid pooling (1.4).
+    cfg.MODEL.FX.SEG.BINS = (1, 2, 4, 6)
+    # Group normalisation: batch statistics would mix the sources and do not exist for one image.
+    cfg.MODEL.FX.SEG.NORM = "GN"
+    # Share of the pooled channels dropped in training (1.4).
+    cfg.MODEL.FX.SEG.DROPOUT = 0.1
+    # "dice" (per channel), "dice_batch" (one sum over all, as in the paper 1.4), "bce",
+    # "bce_dice" or "bce_dice_batch".
+    cfg.MODEL.FX.SEG.LOSS = "bce_dice"
+    # Probability from which a pixel belongs to a mask, of a class or of a box.
+    cfg.MODEL.FX.SEG.THRESHOLD = 0.5
+    # Return probabilities (float16) in place of masks: two bytes against one per pixel and class.
+    cfg.MODEL.FX.SEG.SOFT_MASKS = False
