@@ -1,3 +1,5 @@
-"""Networks: trunk, necks, heads, losses. Importing this registers them with Detectron2."""
+"""Trunks, heads and meta-architectures; importing it registers them with Detectron2."""
 
-from . import backbone as _backbone  # noqa: F401  (registers build_timm_backbone)
+from . import backbone, heads, meta_arch
+
+__all__ = ["backbone", "heads", "meta_arch"]
