@@ -17,6 +17,7 @@ def add_fx_config(cfg: CN) -> None:
     _add_augmentations(cfg)
     _add_datasets(cfg)
     _add_loader(cfg)
+    _add_solver(cfg)
     cfg.MODEL.FX = CN()
     _add_trunk(cfg)
     _add_heads(cfg)
@@ -168,6 +169,39 @@ def _add_loader(cfg: CN) -> None:
     cfg.DATALOADER.FX.REPEAT_TO_LONGEST = False
 
 
+def _add_solver(cfg: CN) -> None:
+    cfg.SOLVER.FX = CN()
+    # "AdamW" (the paper's) or "SGD" with SOLVER.MOMENTUM and SOLVER.NESTEROV.
+    cfg.SOLVER.FX.OPTIMIZER = "AdamW"
+    # One kernel for all parameters: a faster AdamW step with the same result up to rounding.
+    cfg.SOLVER.FX.FUSED = False
+    # "pattern=factor of SOLVER.BASE_LR" over parameter names, such as "trunk.*=0.1"; the first
+    # pattern that matches decides, 1 where none does. A pattern that decides nothing is an error.
+    cfg.SOLVER.FX.LR_FACTORS = ()
+    # Further patterns of parameters without weight decay; one that decides nothing is an error.
+    cfg.SOLVER.FX.NO_DECAY = ()
+    # Decay norms, biases and position tables too, as the released code of the paper does.
+    cfg.SOLVER.FX.DECAY_ALL = False
+    # Factor between the learning rates of a block of the trunk and of the next one; 1 is off.
+    cfg.SOLVER.FX.LAYER_DECAY = 1.0
+    # Largest norm of all gradients together; 0 does not clip.
+    cfg.SOLVER.FX.CLIP_NORM = 0.0
+    # Exceptions "task=norm"; the paper clips localization only: "loc=0.1" (2.3).
+    cfg.SOLVER.FX.CLIP_NORM_BY = ()
+    # "fp32", or "bf16": autocast, which needs no loss scaling.
+    cfg.SOLVER.FX.PRECISION = "fp32"
+    # Numbered checkpoints of a run that stay on disk beside the best and the final one; 0 keeps
+    # all.
+    cfg.SOLVER.FX.KEEP_LAST = 1
+    # Metrics, as patterns over "source/task/metric", whose mean makes a checkpoint the best one
+    # ("*/cls/AUC", "rsna/loc/AP40"); () keeps no best one.
+    cfg.SOLVER.FX.BEST_METRIC = ()
+    # Whether the best mean is the largest ("max") or the smallest ("min").
+    cfg.SOLVER.FX.BEST_MODE = "max"
+    # Iterations between two lines of the log, of metrics.json and of TensorBoard.
+    cfg.SOLVER.FX.LOG_PERIOD = 20
+
+
 def _add_trunk(cfg: CN) -> None:
     cfg.MODEL.FX.TRUNK = CN()
     # A row of docs/backbones.md (swin_b: every published Foundation X result) or any network of
@@ -202,13 +236,14 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.CLS = CN()
     # Entry of fx_d2.modeling.heads.CLASSIFIER_REGISTRY.
     cfg.MODEL.FX.CLS.NAME = "MultiSourceClassifier"
-    # Loss of independent labels: "bce" (the paper's), "asymmetric", "focal" or "weighted" (bce with
-    # POS_WEIGHT).
+    # Loss of independent labels: "bce" (the paper's), "asymmetric", "focal" or "class_weighted" (by
+    # PREVALENCE).
     cfg.MODEL.FX.CLS.LOSS = "bce"
     # Loss where exactly one class is true: "ce", or "bce" as the paper does for RSNA (1.2).
     cfg.MODEL.FX.CLS.MULTICLASS_LOSS = "ce"
-    # For "weighted": {source: [weight of a positive, per class]}; a source not named has ones.
-    cfg.MODEL.FX.CLS.POS_WEIGHT = CN(new_allowed=True)
+    # For "class_weighted": {source: [share of positives, per class]}; a source not named has plain
+    # bce.
+    cfg.MODEL.FX.CLS.PREVALENCE = CN(new_allowed=True)
     # Channels of a hidden layer before the linear one, per source; 0 is none, as in the paper.
     cfg.MODEL.FX.CLS.PROJECTOR = 0
     # Share of the pooled features dropped in training; the paper has none.
@@ -242,9 +277,11 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.SEG.NORM = "GN"
     # Share of the pooled channels dropped in training (1.4).
     cfg.MODEL.FX.SEG.DROPOUT = 0.1
-    # "dice" (per channel), "dice_batch" (one sum over all, as in the paper 1.4), "bce",
-    # "bce_dice" or "bce_dice_batch".
+    # "dice" (the paper's), "bce", or their sum "bce_dice", which also learns where a mask is empty.
     cfg.MODEL.FX.SEG.LOSS = "bce_dice"
+    # What one Dice runs over: "batch" (the paper's X, 1.4: large structures dominate), "channel"
+    # (X+, 1.5) or "image".
+    cfg.MODEL.FX.SEG.DICE_OVER = "channel"
     # Probability from which a pixel belongs to a mask, of a class or of a box.
     cfg.MODEL.FX.SEG.THRESHOLD = 0.5
     # Return probabilities (float16) in place of masks: two bytes against one per pixel and class.

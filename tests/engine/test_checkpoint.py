@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from detectron2.checkpoint import PeriodicCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from torch import nn
@@ -107,11 +108,11 @@ def test_the_description_holds_what_prediction_needs(tmp_path: Path, cfg: CfgNod
     assert about["sources"] == {"rsna": {"cls": list(SOURCES["rsna"].cls_classes)}}
     assert IntensityConfig.from_dict(about["input"]["intensity"]).gamma == 1.5
     assert about["input"]["size"] == cfg.INPUT.FX.SIZE and about["iteration"] == 4
-    assert config_of(about) == cfg
+    assert yaml.safe_load(config_of(about).dump()) == yaml.safe_load(cfg.dump())
     assert {"git_revision", "fx_d2", "torch", "metrics", "weights_sha256"} <= set(about)
     with pytest.raises(CheckpointError) as error:
-        config_of({"config": "NO: {SUCH: KEY}", "fx_d2": "0.0.1"})
-    one_line(error, "NO", "0.0.1")
+        config_of({"config": "SUCH: {KEY: 1}", "fx_d2": "0.0.1"})
+    one_line(error, "SUCH", "0.0.1")
 
 
 def test_sources_added_and_removed(tmp_path: Path):
