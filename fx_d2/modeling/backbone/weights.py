@@ -110,8 +110,8 @@ def load_trunk_weights(net: nn.Module, pretrained: str, *, in_channels: int) -> 
     fits = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
     if 2 * len(fits) < len(wanted):
         raise WeightsError(
-            f"only {len(fits)} of {len(wanted)} tensors of {type(net).__name__} are in {source} with "
-            f"the right shape (file: {_few(state)}; trunk: {_few(wanted)}); is "
+            f"only {len(fits)} of {len(wanted)} tensors of {type(net).__name__} are in {source} "
+            f"with the right shape (file: {_few(state)}; trunk: {_few(wanted)}); is "
             "MODEL.FX.TRUNK.NAME the network it was trained with?"
         )
     net.load_state_dict(fits, strict=False)
