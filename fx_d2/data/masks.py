@@ -157,6 +157,17 @@ def runs_to_coco(text: str, size: tuple[int, int], **where: Any) -> dict[str, An
     return coco_mask.frPyObjects({"size": list(size), "counts": counts}, size[0], size[1])
 
 
+def instance_reference(segmentation: Any) -> MaskRef:
+    """A mask reference from COCO's ``segmentation``, whose plain list of rings is not one."""
+    if (
+        isinstance(segmentation, list)
+        and segmentation
+        and not isinstance(segmentation[0], (str, dict))
+    ):
+        return {"polygons": segmentation}
+    return segmentation
+
+
 def empty_mask() -> dict[str, Any]:
     """The reference of a true negative: looked for and not there, whatever the image's size."""
     return {"polygons": []}
