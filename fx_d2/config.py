@@ -263,8 +263,7 @@ def _add_heads(cfg: CN) -> None:
     # X+ (1.5): one box and mask head for all sources, and a predictor per source. False is X: both
     # per source.
     cfg.MODEL.FX.LOC.SHARED_DECODER = False
-    # Sources whose row says so have one class "finding", as in the paper (1.3); False keeps their
-    # classes.
+    # Sources whose row says so have one class, "any", as in the paper (1.3); False keeps all.
     cfg.MODEL.FX.LOC.AGNOSTIC = True
     cfg.MODEL.FX.SEG = CN()
     # Channels of the decoder (1.4).

@@ -15,7 +15,7 @@ from detectron2.layers import ShapeSpec
 from fx_d2.data.build import source_of, tasks_of
 from fx_d2.data.sources import TASKS, get_source
 
-ANY_FINDING = "finding"
+ANY_CLASS = "any"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def head_specs(cfg: Any) -> list[HeadSpec]:
                 HeadSpec(
                     source=key,
                     task=task,
-                    classes=(ANY_FINDING,) if agnostic else source.classes(task),
+                    classes=(ANY_CLASS,) if agnostic else source.classes(task),
                     kind=source.cls_kind if task == "cls" else "multilabel",
                     agnostic=agnostic,
                     instance_masks=task == "loc" and source.instance_masks and cfg.MODEL.MASK_ON,

@@ -250,9 +250,9 @@ class FoundationX(nn.Module):
         Returns:
             Per image, in pixels of the original: ``labels`` {source: {class: probability}};
             ``instances`` {source: Instances with pred_boxes, scores, pred_classes and, where the
-            source has them, pred_masks as ROIMasks, see
-            :func:`fx_d2.modeling.postprocess.instance_masks`}; ``masks`` {source: {class: bool
-            (height, width)}}. Sources without an asked head of a task are absent there.
+            source has them, pred_masks, see :class:`fx_d2.modeling.postprocess.BoxMasks`};
+            ``masks`` {source: {class: bool (height, width)}}. Sources without an asked head of a
+            task are absent there.
         """
         specs = select_heads(self.specs, self._asked if heads is None else heads)
         by_task = {task: [s for s in specs if s.task == task] for task in ("cls", "loc", "seg")}
@@ -285,7 +285,9 @@ class FoundationX(nn.Module):
         found = self.heads["loc"].inference(levels, proposals, sources, self.loc_decoder)
         for source, per_image in found.items():
             for item, result, instances in zip(batch, results, per_image, strict=True):
-                result["instances"][source] = original_instances(instances, *_original_size(item))
+                result["instances"][source] = original_instances(
+                    instances, *_original_size(item), threshold=self.mask_threshold
+                )
 
     def _paint(
         self,
