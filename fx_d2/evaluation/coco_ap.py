@@ -117,20 +117,21 @@ def _dataset(
     annotations: list[dict[str, Any]] = []
     for image, found in enumerate(objects, start=1):
         extents = found.boxes[:, 2:] - found.boxes[:, :2]
-        for i in range(len(found.boxes)):
-            note = {
-                "id": len(annotations) + 1,
-                "image_id": image,
-                "category_id": int(found.classes[i]) + 1,
-                "bbox": [*map(float, found.boxes[i, :2]), *map(float, extents[i])],
-                "area": float(extents[i].prod()),
-                "iscrowd": 0 if found.crowd is None else int(found.crowd[i]),
-            }
-            if found.scores is not None:
-                note["score"] = float(found.scores[i])
-            if kind == "segm" and found.masks is not None:
-                note["segmentation"] = found.masks[i]
-            annotations.append(note)
+        columns = {
+            "category_id": (found.classes + 1).tolist(),
+            "bbox": np.concatenate([found.boxes[:, :2], extents], axis=1).tolist(),
+            "area": extents.prod(axis=1).tolist(),
+            "iscrowd": [0] * len(extents) if found.crowd is None else found.crowd.tolist(),
+        }
+        if found.scores is not None:
+            columns["score"] = found.scores.tolist()
+        if kind == "segm" and found.masks is not None:
+            columns["segmentation"] = found.masks
+        first = len(annotations) + 1
+        for number, values in enumerate(zip(*columns.values(), strict=True), start=first):
+            annotations.append(
+                {"id": number, "image_id": image, **dict(zip(columns, values, strict=True))}
+            )
     coco = coco_class()
     coco.dataset = {
         "images": [

@@ -83,7 +83,7 @@ class DetectionEvaluator(TaskEvaluator):
         return Objects(
             boxes=np.array([box_xyxy(note) for note in notes], dtype=np.float64).reshape(-1, 4),
             classes=self._numbers(np.array([n["category_id"] for n in notes], dtype=np.int64)),
-            crowd=np.array([note.get("iscrowd", 0) for note in notes], dtype=bool),
+            crowd=np.array([note.get("iscrowd", 0) for note in notes], dtype=np.int64),
             masks=masks,
         )
 
