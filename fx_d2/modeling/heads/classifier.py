@@ -7,7 +7,6 @@ map vote for each class and keeps the strongest votes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..backbone.channel_norm import ChannelNorm
 from ..losses import LABEL_LOSSES, masked_bce
 from .spec import HeadSpec, specs_of, stage_channels
 
@@ -85,11 +85,12 @@ class LocalEncoder(nn.Module):
     def __init__(self, channels: Mapping[str, int], stride: int, dim: int) -> None:
         super().__init__()
         self.stride = stride
-        self.norms = nn.ModuleDict({k: nn.GroupNorm(1, c) for k, c in channels.items()})
+        self.norms = nn.ModuleDict({k: ChannelNorm(c) for k, c in channels.items()})
         self.laterals = nn.ModuleDict({k: nn.Conv2d(c, dim, 1) for k, c in channels.items()})
         self.smooth = nn.Sequential(
             nn.Conv2d(dim, dim, 3, padding=1, bias=False),
-            nn.GroupNorm(math.gcd(32, dim), dim),
+            # Place by place, so that what is far away, padding included, changes no vote.
+            ChannelNorm(dim),
             nn.GELU(),
         )
 

@@ -21,8 +21,10 @@ from .spec import HeadSpec, specs_of, stage_channels
 
 def _block(in_dim: int, out_dim: int, kernel: int, norm: str) -> nn.Sequential:
     """Convolution, norm, ReLU."""
-    if norm == "GN":  # Detectron2's has 32 groups, which not every width divides into
-        layer = nn.GroupNorm(math.gcd(32, out_dim), out_dim)
+    if norm == "GN":
+        # Detectron2's 32 groups would have four values each in the average over the whole image:
+        # too few to normalise by, and not every width divides into 32.
+        layer = nn.GroupNorm(math.gcd(8, out_dim) if out_dim > 8 else 1, out_dim)
     else:
         layer = get_norm(norm, out_dim)
     conv = nn.Conv2d(in_dim, out_dim, kernel, padding=kernel // 2, bias=layer is None)
