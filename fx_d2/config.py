@@ -21,6 +21,7 @@ def add_fx_config(cfg: CN) -> None:
     cfg.MODEL.FX = CN()
     _add_trunk(cfg)
     _add_heads(cfg)
+    _add_evaluation(cfg)
 
 
 def _add_input(cfg: CN) -> None:
@@ -285,3 +286,26 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.SEG.THRESHOLD = 0.5
     # Return probabilities (float16) in place of masks: two bytes against one per pixel and class.
     cfg.MODEL.FX.SEG.SOFT_MASKS = False
+
+
+def _add_evaluation(cfg: CN) -> None:
+    cfg.TEST.FX = CN()
+    # An image is called positive from this probability on (F1, sensitivity, specificity, accuracy,
+    # kappa); ranking figures do not depend on it.
+    cfg.TEST.FX.THRESHOLD = 0.5
+    # Replicates of the bootstrap by patient behind the 95 % intervals; 0 gives none. A thousand
+    # fix the bounds to about a tenth of their width.
+    cfg.TEST.FX.BOOTSTRAP = 1000
+    # "source=key of its records": images that share the key are one case with their mean
+    # probability, such as "mura=study_id".
+    cfg.TEST.FX.GROUP_BY = ()
+    # A box counts as shown from this score on (RSNA's score, false positives on finding-free
+    # films).
+    cfg.TEST.FX.SCORE_THRESHOLD = 0.5
+    # Overlap at which a lesion is found, for FROC; VinDr's rule.
+    cfg.TEST.FX.MATCH_IOU = 0.4
+    # COCO's figures by "faster-coco-eval" or "pycocotools", which agree; "auto" is the first where
+    # it is installed.
+    cfg.TEST.FX.COCO_BACKEND = "auto"
+    # Whether the boundary distance HD95 of dense masks is measured: it takes most of the time.
+    cfg.TEST.FX.HD95 = False

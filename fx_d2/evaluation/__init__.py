@@ -7,7 +7,7 @@ otherwise.
 
 from __future__ import annotations
 
-from .build import EVALUATORS, FxEvaluator, build_evaluator
+from .build import EVALUATORS, FxEvaluator, build_evaluator, evaluator_options
 from .classification import ClassificationEvaluator
 from .detection import DetectionEvaluator
 from .results import Results, format_table, merge_results, write_results
@@ -23,6 +23,7 @@ __all__ = [
     "SegmentationEvaluator",
     "Truth",
     "build_evaluator",
+    "evaluator_options",
     "format_table",
     "merge_results",
     "write_results",

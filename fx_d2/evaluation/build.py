@@ -10,8 +10,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from fx_d2.data.build import source_of
 from fx_d2.data.record import Record
-from fx_d2.data.sources import TASKS
+from fx_d2.data.sources import TASKS, get_source
 
 from .classification import ClassificationEvaluator
 from .detection import DetectionEvaluator
@@ -61,6 +62,35 @@ class FxEvaluator(DatasetEvaluator):
         return results
 
 
+def evaluator_options(cfg: Any, dataset_name: str) -> dict[str, dict[str, Any]]:
+    """What ``TEST.FX`` says about the evaluators of a dataset, as ``build_evaluator`` takes it.
+
+    Where ``MODEL.FX.LOC.AGNOSTIC`` keeps the classes of a source apart, they are scored apart.
+    """
+    source, fx = source_of(dataset_name), cfg.TEST.FX
+    group_by = {}
+    for text in fx.GROUP_BY:
+        name, separator, key = (part.strip() for part in text.partition("="))
+        if not (separator and key):
+            raise ValueError(f"TEST.FX.GROUP_BY has {text!r}; write 'source=key'")
+        group_by[get_source(name).key] = key
+    return {
+        "cls": {
+            "threshold": fx.THRESHOLD,
+            "n_bootstrap": fx.BOOTSTRAP,
+            "group_by": group_by.get(source.key),
+            "seed": max(int(cfg.SEED), 0),
+        },
+        "loc": {
+            "class_agnostic": source.loc_agnostic and cfg.MODEL.FX.LOC.AGNOSTIC,
+            "score_threshold": fx.SCORE_THRESHOLD,
+            "match_iou": fx.MATCH_IOU,
+            "backend": fx.COCO_BACKEND,
+        },
+        "seg": {"hd95": fx.HD95},
+    }
+
+
 def build_evaluator(
     dataset_name: str,
     tasks: Sequence[str] | None = None,
@@ -76,7 +106,8 @@ def build_evaluator(
         tasks: what to evaluate; default the tasks that the dataset's metadata names.
         records: of the dataset where they are in memory already (``EvalLoader.records``).
         output_folder: where results are written; None writes nothing.
-        options: task -> arguments of its evaluator, ``{"cls": {"group_by": "study_id"}}``.
+        options: task -> arguments of its evaluator, ``{"cls": {"group_by": "study_id"}}``; those of
+            a config by :func:`evaluator_options`.
     """
     truth = Truth(dataset_name, records)
     chosen = tuple(MetadataCatalog.get(dataset_name).tasks if tasks is None else tasks)

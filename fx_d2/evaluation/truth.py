@@ -118,7 +118,8 @@ class TaskEvaluator(DatasetEvaluator):
             merged.update(rows)
         places = sorted(merged)
         metrics, notes = self._summarise(places, [merged[i] for i in places])
-        notes = {"dataset": self.truth.dataset_name, "images": len(places), **notes}
+        counted = {"images": len(places), "images_of_dataset": len(self.truth.records)}
+        notes = {"dataset": self.truth.dataset_name, **counted, **notes}
         if not places:
             _logger.warning("%s: no annotated image was evaluated", self.key)
         for reason, names in notes.get("left_out", {}).items():

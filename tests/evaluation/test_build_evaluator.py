@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from toy_evaluation import SOURCE, random_world, record, truth_of
 
+from fx_d2.config import add_fx_config
 from fx_d2.data.builtin import load_records
 from fx_d2.data.masks import instance_reference, load_mask
 from fx_d2.data.record import box_xyxy
@@ -27,6 +28,7 @@ from fx_d2.evaluation import (
     FxEvaluator,
     Results,
     build_evaluator,
+    evaluator_options,
     format_table,
     merge_results,
     write_results,
@@ -212,6 +214,31 @@ def test_tasks_come_from_the_metadata() -> None:
         tasks("rsna_test", options={"segmentation": {}})
     with pytest.raises(KeyError, match="rsna_tset"):
         tasks("rsna_tset")
+
+
+def test_options_come_from_the_config() -> None:
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    cfg.TEST.FX.merge_from_list(
+        ["THRESHOLD", 0.3, "BOOTSTRAP", 7, "GROUP_BY", ("mura=study_id",), "HD95", True]
+    )
+    cfg.TEST.FX.SCORE_THRESHOLD, cfg.TEST.FX.COCO_BACKEND = 0.2, "pycocotools"
+    mura = build_evaluator("mura_val", records=[], options=evaluator_options(cfg, "mura_val"))
+    assert (mura.evaluators[0].group_by, mura.evaluators[0].n_bootstrap) == ("study_id", 7)
+    tbx = build_evaluator("tbx11k_val", records=[], options=evaluator_options(cfg, "tbx11k_val"))
+    assert tbx.evaluators[0].group_by is None and tbx.evaluators[0].thresholds.tolist() == [0.3]
+    assert tbx.evaluators[1].class_agnostic and tbx.evaluators[1].score_threshold == 0.2
+    assert tbx.evaluators[1].backend == "pycocotools"
+    cfg.MODEL.FX.LOC.AGNOSTIC = False
+    assert not evaluator_options(cfg, "tbx11k_val")["loc"]["class_agnostic"]
+    siim = build_evaluator(
+        "siim_acr_val", records=[], options=evaluator_options(cfg, "siim_acr_val")
+    )
+    assert siim.evaluators[2].hd95
+    for bad, message in (("mura", "write 'source=key'"), ("muro=study_id", "mura")):
+        cfg.TEST.FX.GROUP_BY = (bad,)
+        with pytest.raises((ValueError, KeyError), match=message):
+            evaluator_options(cfg, "mura_val")
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
