@@ -101,7 +101,9 @@ def test_a_finding_of_one_cell_is_not_averaged_away():
 
 def test_the_local_map_has_the_size_of_its_finest_stage(tiny_cfg):
     encoder = LocalEncoder.from_config(tiny_cfg("rsna"), SHAPES)
-    features = {n: torch.randn(2, s.channels, 96 // s.stride, 64 // s.stride) for n, s in SHAPES.items()}
+    features = {
+        n: torch.randn(2, s.channels, 96 // s.stride, 64 // s.stride) for n, s in SHAPES.items()
+    }
     found = encoder(features, [(96, 64), (41, 64)])
     assert found.features.shape == (2, 16, 12, 8) and found.inside.shape == (2, 1, 12, 8)
     assert found.inside[0].all()

@@ -52,9 +52,7 @@ def test_only_trunk_shared_parts_and_the_addressed_head_get_gradients(
         assert touched == allowed
         # Every parameter of these, with one exception: what only other sources' masks use, and the
         # final norm, which only classification taps.
-        without = {
-            n for n, p in model.named_parameters() if part(n) in allowed and p.grad is None
-        }
+        without = {n for n, p in model.named_parameters() if part(n) in allowed and p.grad is None}
         no_masks = spec.task == "loc" and not spec.instance_masks
         assert all(
             n.startswith("trunk.norm") or (no_masks and "mask_head" in n) for n in without
@@ -229,7 +227,11 @@ def test_asked_heads_only_and_the_same_numbers(model, item):
 
 
 def test_selection_keeps_the_order_of_the_model():
-    specs = [HeadSpec("a", "cls", ("x",)), HeadSpec("a", "loc", ("x",)), HeadSpec("b", "cls", ("x",))]
+    specs = [
+        HeadSpec("a", "cls", ("x",)),
+        HeadSpec("a", "loc", ("x",)),
+        HeadSpec("b", "cls", ("x",)),
+    ]
     assert select_heads(specs, None) == specs
     assert select_heads(specs, ["b", "a/loc"]) == specs[1:]
     assert select_heads(specs, "cls") == [specs[0], specs[2]]
