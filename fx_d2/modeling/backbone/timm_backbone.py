@@ -212,14 +212,14 @@ def _create(
 ) -> tuple[nn.Module, tuple[int, int] | None]:
     """The whole timm network without classifier, and the size it is bound to, if it is."""
     given = {"num_classes": 0, "in_chans": in_channels, **kwargs}
-    if drop_path:
-        given.setdefault("drop_path_rate", drop_path)
     try:
         # On the meta device nothing is computed: it only tells what the class accepts.
         with torch.device("meta"):
             probe = timm.create_model(network, **given)
         accepts = inspect.signature(type(probe).__init__).parameters
         given = {**{k: v for k, v in _ANY_SIZE.items() if k in accepts}, **given}
+        if drop_path or "drop_path_rate" in accepts:  # 0 too: timm's Swin has a default of 0.1
+            given.setdefault("drop_path_rate", drop_path)
         free = given.get("dynamic_img_size") or not given.get("strict_img_size", True)
         bound = bool(probe.pretrained_cfg.get("fixed_input_size")) and not free
         if bound and "img_size" in accepts:

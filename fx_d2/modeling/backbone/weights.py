@@ -177,6 +177,7 @@ def find_published_file(pretrained_cfg: Mapping[str, Any]) -> Path:
         WeightsError: at once when there are none, or after HUB_TIMEOUT_S when the hub is silent.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     network = pretrained_cfg.get("architecture")
     repo = pretrained_cfg.get("hf_hub_id")
@@ -207,7 +208,10 @@ def find_published_file(pretrained_cfg: Mapping[str, Any]) -> Path:
         try:
             return Path(hf_hub_download(repo, file))
         except (OSError, RuntimeError, ValueError) as exc:
-            problem = problem or exc
+            problem = exc
+            absent = isinstance(exc, EntryNotFoundError)
+            if not absent or isinstance(exc, LocalEntryNotFoundError):
+                break  # only when the hub says there is no such file, the other name may be there
     raise WeightsError(f"the model hub gave no file ({_one_line(problem)}), and {way_out}")
 
 
