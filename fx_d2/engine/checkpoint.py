@@ -21,9 +21,8 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from fx_d2.data.atomic import write_atomically
-from fx_d2.data.sources import SOURCES
 
-from .description import config_of, describe, heads_of, input_settings
+from .description import class_lists, config_of, describe, input_settings
 from .weights import (
     LAST,
     CheckpointError,
@@ -43,7 +42,6 @@ __all__ = [
     "LoadReport",
     "config_of",
     "describe",
-    "heads_of",
     "input_settings",
     "load_weights",
     "read_description",
@@ -114,12 +112,13 @@ def load_weights(
     """
     path = resolve(path)
     weights = read_weights(path)
-    trained_for = _checked_classes(path)
     target = model.state_dict()
+    changed = _changed_heads(_checked_classes(path), class_lists(model))
     renamed = {
         name: why
-        for name, why in ((n, _other_classes(n, trained_for)) for n in target)
-        if why and name in weights
+        for name in target
+        for head, why in changed.items()
+        if name.startswith(f"{head}.") and name in weights
     }
     shared = [n for n in target if n in weights and n not in renamed]
     report = LoadReport(
@@ -167,13 +166,17 @@ def _checked_classes(path: Path) -> dict[str, dict[str, list[str]]]:
     return description.get("sources") or {}
 
 
-def _other_classes(name: str, trained_for: Mapping[str, Mapping[str, list[str]]]) -> str | None:
-    for task, source in heads_of([name]):
-        then = trained_for.get(source, {}).get(task)
-        now = list(SOURCES[source].classes(task))
-        if then is not None and list(then) != now:
-            return f"heads.{task}.{source}: trained for {list(then)}, now {now}"
-    return None
+def _changed_heads(
+    then: Mapping[str, Mapping[str, list[str]]], now: Mapping[str, Mapping[str, list[str]]]
+) -> dict[str, str]:
+    """{name of a head: why its outputs do not mean what they meant}."""
+    return {
+        f"heads.{task}.{source}": f"heads.{task}.{source}: trained for {then[source][task]}, "
+        f"now {classes}"
+        for source, tasks in now.items()
+        for task, classes in tasks.items()
+        if then.get(source, {}).get(task, classes) != classes
+    }
 
 
 class FxCheckpointer(Checkpointer):
@@ -234,7 +237,7 @@ class FxCheckpointer(Checkpointer):
     ) -> CheckpointFiles:
         files = CheckpointFiles.named(self.save_dir, name)
         weights = self.model.state_dict()
-        about = describe(self._cfg, weights)
+        about = describe(self._cfg, self.model)
         about |= {"iteration": facts.get("iteration"), "metrics": self.metrics}
         write_checkpoint(files, weights, about, state)
         self.logger.info("saved checkpoint %s", files.weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,21 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from torch import nn
 
 import fx_d2
-from fx_d2.data.sources import SOURCES, TASKS
 
 from .weights import FORMAT, CheckpointError
 
 
-def heads_of(names: Iterable[str]) -> list[tuple[str, str]]:
-    """The (task, source) whose heads ``heads.<task>.<source>.*`` occur in parameter names."""
-    found = dict.fromkeys(tuple(n.split(".")[1:3]) for n in names if n.startswith("heads."))
-    return [(k[0], k[1]) for k in found if len(k) == 2 and k[0] in TASKS and k[1] in SOURCES]
+def class_lists(model: nn.Module) -> dict[str, dict[str, list[str]]]:
+    """``{source: {task: class names in the order of the head's outputs}}``.
 
-
-def class_lists(names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """``{source: {task: class names in the order of the head's outputs}}`` of a model."""
+    Told by the model's ``specs``; one without them has no heads of sources.
+    """
     result: dict[str, dict[str, list[str]]] = {}
-    for task, source in heads_of(names):
-        result.setdefault(source, {})[task] = list(SOURCES[source].classes(task))
+    for spec in getattr(model, "specs", ()):
+        result.setdefault(spec.source, {})[spec.task] = list(spec.classes)
     return result
 
 
@@ -61,19 +58,19 @@ def git_revision() -> str | None:
     return f"{answers[0]}+changes" if answers[0] and answers[1] else answers[0] or None
 
 
-def describe(cfg: CfgNode | None, names: Iterable[str]) -> dict[str, Any]:
+def describe(cfg: CfgNode | None, model: nn.Module) -> dict[str, Any]:
     """What stands beside weights: enough to build the model again and feed it as in training.
 
     Args:
         cfg: of the run; None leaves out what only it knows.
-        names: of the model's parameters.
+        model: whose weights they are.
     """
     result: dict[str, Any] = {
         "format": FORMAT,
         "fx_d2": fx_d2.__version__,
         "torch": str(torch.__version__),
         "git_revision": git_revision(),
-        "sources": class_lists(names),
+        "sources": class_lists(model),
     }
     if cfg is not None:
         result |= {"input": input_settings(cfg), "config": cfg.dump()}

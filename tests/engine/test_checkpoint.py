@@ -27,6 +27,7 @@ from fx_d2.engine.checkpoint import (
     read_description,
 )
 from fx_d2.engine.weights import convert_trusted_pickle
+from fx_d2.modeling.heads.spec import HeadSpec
 
 
 class Toy(nn.Module):
@@ -38,6 +39,7 @@ class Toy(nn.Module):
         self.trunk = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width))
         heads = {s: nn.Linear(width, len(SOURCES[s].cls_classes)) for s in sources}
         self.heads = nn.ModuleDict({"cls": nn.ModuleDict(heads)})
+        self.specs = [HeadSpec(s, "cls", SOURCES[s].cls_classes) for s in sources]
 
 
 class Counting:
