@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +83,11 @@ def config_errors() -> Iterator[None]:
 def _explained(exc: BaseException, cfg: CfgNode) -> str:
     """The message of a failed merge, with near names when a key is unknown."""
     text = _text(exc)
-    head, _, key = text.rpartition("config key: ")
-    if not head.startswith("Non-existent"):
+    # yacs words it in one way for files and in another for overrides.
+    unknown = re.search(r"Non-existent (?:config )?key: (\S+)", text)
+    if unknown is None:
         return text
+    key = unknown.group(1)
     return _hint(f"there is no config key {key}", key, list(_leaves(cfg)))
 
 
