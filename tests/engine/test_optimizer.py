@@ -4,11 +4,13 @@ import pytest
 import timm
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 from torch import nn
 
 from fx_d2.config import add_fx_config
 from fx_d2.data.sources import TASKS
 from fx_d2.engine.optimizer import NormClipper, build_optimizer, layer_of, parameter_groups
+from fx_d2.engine.setup import load_config
 
 
 class Toy(nn.Module):
@@ -156,3 +158,21 @@ def test_clipping_by_task(cfg: CfgNode):
     cfg.SOLVER.FX.CLIP_NORM_BY = ("lok=0.1",)
     with pytest.raises(ValueError, match="lok"):
         NormClipper.from_config(cfg, TASKS)
+
+
+@pytest.mark.parametrize("name", ["swin_t_11src_x", "swin_l_11src_xplus"])
+def test_the_presets_fit_their_models(name: str, pytestconfig: pytest.Config):
+    """On a tiny variant: no pattern of a preset is idle, and the rates are the paper's."""
+    tiny = "{'embed_dim': 12, 'depths': [1, 1, 1, 1], 'num_heads': [1, 1, 2, 2]}"
+    cfg = load_config(
+        str(pytestconfig.rootpath / f"configs/foundation_x/{name}.yaml"),
+        [
+            *("MODEL.FX.SOURCES", "('siim_acr',)", "MODEL.FX.TRUNK.KWARGS", tiny),
+            *("MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", "8"),
+        ],
+    )
+    model = build_model(cfg)
+    for parameter, (rate, _) in settings(model, parameter_groups(cfg, model)).items():
+        slow = parameter.startswith(("trunk.", "heads.cls."))
+        assert rate == pytest.approx(1e-5 if slow else 1e-4), parameter
+    assert NormClipper.from_config(cfg, TASKS).by_task == {"loc": 0.1}
