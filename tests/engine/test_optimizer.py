@@ -163,14 +163,16 @@ def test_clipping_by_task(cfg: CfgNode):
 @pytest.mark.parametrize("name", ["swin_t_11src_x", "swin_l_11src_xplus"])
 def test_the_presets_fit_their_models(name: str, pytestconfig: pytest.Config):
     """On a tiny variant: no pattern of a preset is idle, and the rates are the paper's."""
-    tiny = "{'embed_dim': 12, 'depths': [1, 1, 1, 1], 'num_heads': [1, 1, 2, 2]}"
     cfg = load_config(
         str(pytestconfig.rootpath / f"configs/foundation_x/{name}.yaml"),
         [
-            *("MODEL.FX.SOURCES", "('siim_acr',)", "MODEL.FX.TRUNK.KWARGS", tiny),
-            *("MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.FC_DIM", "8"),
+            *("MODEL.FX.SOURCES", "('siim_acr',)", "MODEL.DEVICE", "cpu"),
+            *("MODEL.ROI_BOX_HEAD.FC_DIM", "8"),
         ],
-    )
+    ).clone()
+    cfg.defrost()
+    tiny = {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+    cfg.MODEL.FX.TRUNK.KWARGS.update(tiny)
     model = build_model(cfg)
     for parameter, (rate, _) in settings(model, parameter_groups(cfg, model)).items():
         slow = parameter.startswith(("trunk.", "heads.cls."))
