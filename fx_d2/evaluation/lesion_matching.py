@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .coco_ap import Objects
+from .coco_ap import IOU_THRESHOLDS, Objects
 
 # False positives per image at which sensitivity is read (LUNA16's; their mean is the CPM).
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-RSNA_IOUS = tuple(round(0.40 + 0.05 * i, 2) for i in range(8))
+RSNA_IOUS = IOU_THRESHOLDS[:8]  # 0.40, 0.45 ... 0.75
 
 
 def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import io
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from toy_evaluation import (
 )
 
 from fx_d2.evaluation import DetectionEvaluator
-from fx_d2.evaluation.coco_ap import backend_name
+from fx_d2.evaluation.coco_ap import IOU_THRESHOLDS, backend_name
 from fx_d2.evaluation.lesion_matching import FROC_RATES, Hits, box_iou, match
 
 KEY = "toy_eval/loc"
@@ -38,7 +39,9 @@ def _evaluate(notes: list[list[dict]], said: list, *, changes: dict | None = Non
     return run(evaluator, records, "instances", said)
 
 
-def _by_pycocotools(records: list[dict], outputs: list[dict], kind: str) -> np.ndarray:
+def _by_pycocotools(
+    records: list[dict], outputs: list[dict], kind: str, thresholds: Any = None
+) -> np.ndarray:
     """COCO's twelve summary numbers as anybody would compute them."""
     notes, found = [], []
     for i, (r, o) in enumerate(zip(records, outputs, strict=True), start=1):
@@ -82,6 +85,8 @@ def _by_pycocotools(records: list[dict], outputs: list[dict], kind: str) -> np.n
         }
         gt.createIndex()
         coco = COCOeval(gt, gt.loadRes(found), kind)
+        if thresholds is not None:
+            coco.params.iouThrs = np.array(thresholds)
         coco.evaluate()
         coco.accumulate()
         coco.summarize()
@@ -104,6 +109,15 @@ def test_coco_figures_equal_pycocotools(backend: str, seed: int) -> None:
         assert figures[f"{prefix}AP50"] == pytest.approx(stats[1], abs=1e-9)
         assert figures[f"{prefix}AP75"] == pytest.approx(stats[2], abs=1e-9)
         assert 0 < figures[f"{prefix}AP"] < 1
+        for name, thresholds in (("AP40", [0.4]), ("AP40to75", IOU_THRESHOLDS[:8])):
+            stats = _by_pycocotools(records, outputs, kind, thresholds)
+            assert figures[prefix + name] == pytest.approx(stats[0], abs=1e-9)
+
+
+def test_thresholds_are_forty_to_ninety_five_in_steps_of_five() -> None:
+    # Rounding differs between ways to write 0.6, and overlaps of exactly 0.6 exist: COCO's way.
+    np.testing.assert_allclose(IOU_THRESHOLDS, [0.40 + 0.05 * i for i in range(12)], atol=1e-12)
+    np.testing.assert_array_equal(IOU_THRESHOLDS[2:], COCOeval(iouType="bbox").params.iouThrs)
 
 
 def test_backends_agree_on_every_figure() -> None:
@@ -151,6 +165,9 @@ def test_perfect_and_thresholds() -> None:
     assert figures["AP40to75"] == pytest.approx(2 / 8)  # found at 0.40 and at 0.45
     assert figures["RSNA"] == pytest.approx(2 / 8)
     assert figures["mAP40_pascal"] == figures["CPM"] == 1
+    barely = _evaluate([[annotation(BOX)]], [instances([[10, 10, 30, 18.1]], [0.9])])[KEY]
+    assert barely["AP40"] == pytest.approx(1)  # an overlap of 0.405
+    assert barely["AP40to75"] == pytest.approx(1 / 8)
     perfect = _evaluate([[annotation(BOX), annotation(FAR)]], [instances([BOX, FAR], [0.9, 0.8])])
     names = ("AP", "AP40", "AP50", "AP75", "mask_AP", "mask_AP40", "RSNA", "CPM", "mAP40_pascal")
     assert [perfect[KEY][n] for n in names] == pytest.approx([1] * len(names))
