@@ -29,7 +29,13 @@ from fx_d2.data.draws import draw_key
 from fx_d2.data.errors import DataError
 from fx_d2.data.sources import TASKS
 from fx_d2.data.task_loader import Batch, TaskLoader
-from fx_d2.evaluation import Results, build_evaluator, merge_results, write_results
+from fx_d2.evaluation import (
+    Results,
+    build_evaluator,
+    evaluator_options,
+    merge_results,
+    write_results,
+)
 
 from .checkpoint import FxCheckpointer
 from .hooks import JointMix, KeepBest
@@ -307,7 +313,9 @@ class FxTrainer(DefaultTrainer):
             evaluator = (
                 evaluators[number]
                 if evaluators
-                else build_evaluator(name, tasks, records=loader.records)
+                else build_evaluator(
+                    name, tasks, records=loader.records, options=evaluator_options(cfg, name)
+                )
             )
             heads = [(source.key, task) for task in tasks]
             with _asking(model, heads), precision_of(cfg):
