@@ -36,6 +36,13 @@ def test_every_stage_reaches_the_map(tiny_cfg):
         stage.requires_grad_()
     decoder(given)[0, :, 0, 0].square().sum().backward()
     assert all(stage.grad.abs().sum() > 0 for stage in given.values())
+    # From above it comes to the finest level too, not only to the fusion.
+    with torch.no_grad():
+        decoder.fuse[0].weight[:, :-16] = 0.0
+    for stage in given.values():
+        stage.grad = None
+    decoder(given)[0, :, 0, 0].square().sum().backward()
+    assert all(stage.grad.abs().sum() > 0 for stage in given.values())
     # The pyramid pooling shows every place the whole image.
     assert given["res5"].grad[0, :, -1, -1].abs().sum() > 0
 
