@@ -230,6 +230,25 @@ def test_a_vision_transformer_has_one_stage():
         )
 
 
+def test_a_network_without_padding_is_refused():
+    """Its maps are not the image divided by the stride, so a pyramid does not fit together."""
+    trunk = TimmBackbone(name="legacy_xception")
+    with pytest.raises(ValueError, match=r"legacy_xception .* stride 4 is 15 x 15 for 64 x 64 px"):
+        trunk(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["selecsls42", "efficientnet_lite0", "swinv2_tiny_window8_256"])
+@torch.no_grad()
+def test_networks_without_a_row(name):
+    """Part of SelecSLS's features is called "head"; an EfficientNet has layers past stage 4."""
+    trunk = TimmBackbone(name=name).eval()
+    features = trunk(torch.randn(1, 3, 64, 96))
+    for stage, shape in trunk.output_shape().items():
+        assert features[stage].shape[1:] == (shape.channels, 64 // shape.stride, 96 // shape.stride)
+    assert trunk.pooled(features).shape == (1, shape.channels)
+    assert not [n for n, _ in trunk.named_parameters() if "conv_head" in n or "classifier" in n]
+
+
 # --- training switches ----------------------------------------------------------------------------
 
 

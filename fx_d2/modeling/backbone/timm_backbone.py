@@ -99,9 +99,8 @@ class TimmBackbone(Backbone):
         own, self._pool_first = _take_final_norm(net, channels, self.network)
         self.norm = {"auto": own, "layer": ChannelNorm(channels), "none": nn.Identity()}[norm]
         indices = [index for index, _ in levels.values()]
-        # Layers past the last level, and the head, would be parameters without a gradient.
+        # Head and layers past the last level would be parameters without a gradient.
         self._indices = list(net.prune_intermediate_layers(indices, prune_norm=True))
-        _drop_head(net)
         if grad_checkpoint:
             try:
                 net.set_grad_checkpointing(True)
@@ -153,6 +152,13 @@ class TimmBackbone(Backbone):
                 "(INPUT.FX.SIZE) or build it for that size (MODEL.FX.TRUNK.IMG_SIZE)."
             )
         maps = self.net.forward_intermediates(x, indices=self._indices, intermediates_only=True)
+        for stage, found in zip(self._out_features, maps, strict=True):
+            stride = self._out_feature_strides[stage]
+            if found.shape[-2] * stride != x.shape[-2] or found.shape[-1] * stride != x.shape[-1]:
+                raise ValueError(
+                    f"{self.network} cannot be a trunk: its stage of stride {stride} is "
+                    f"{found.shape[-2]} x {found.shape[-1]} for {x.shape[-2]} x {x.shape[-1]} px."
+                )
         return dict(zip(self._out_features, maps, strict=True))
 
     def pooled(
@@ -213,9 +219,7 @@ def _create(
     """The whole timm network without classifier, and the size it is bound to, if it is."""
     given = {"num_classes": 0, "in_chans": in_channels, **kwargs}
     try:
-        # On the meta device nothing is computed: it only tells what the class accepts.
-        with torch.device("meta"):
-            probe = timm.create_model(network, **given)
+        probe = _probe(network, given)
         accepts = inspect.signature(type(probe).__init__).parameters
         given = {**{k: v for k, v in _ANY_SIZE.items() if k in accepts}, **given}
         if drop_path or "drop_path_rate" in accepts:  # 0 too: timm's Swin has a default of 0.1
@@ -234,8 +238,17 @@ def _create(
         ) from exc
     if not bound:
         return net, None
-    size = given.get("img_size", img_size)
+    size = given.get("img_size", net.pretrained_cfg["input_size"][1:])
     return net, (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _probe(network: str, given: Mapping[str, Any]) -> nn.Module:
+    """The network once more, to see which arguments its class takes."""
+    try:
+        with torch.device("meta"):  # no memory, no time
+            return timm.create_model(network, **given)
+    except (RuntimeError, NotImplementedError):  # a few compute something while they are built
+        return timm.create_model(network, **given)
 
 
 def _levels(net: nn.Module, network: str) -> dict[str, tuple[int, dict[str, Any]]]:
@@ -262,20 +275,14 @@ def _take_final_norm(net: nn.Module, channels: int, network: str) -> tuple[nn.Mo
             module = net.get_submodule(path)
         except AttributeError:
             continue
-        if isinstance(module, nn.LayerNorm) and module.normalized_shape == (channels,):
+        layer_norm = isinstance(module, nn.LayerNorm) and module.bias is not None
+        if layer_norm and module.normalized_shape == (channels,):
             norm = ChannelNorm(channels, eps=module.eps)
             norm.load_state_dict(module.state_dict())
             return norm, pool_first
         if not isinstance(module, nn.Identity):
             logger.warning("%s: its final %s is left out", network, type(module).__name__)
     return nn.Identity(), False
-
-
-def _drop_head(net: nn.Module) -> None:
-    """Remove what only a classifier used; some networks keep a norm or a layer there."""
-    for name in ("head", "fc_norm", "head_drop", "fc", "classifier"):
-        if isinstance(getattr(net, name, None), nn.Module):
-            setattr(net, name, nn.Identity())
 
 
 def _inside(x: Tensor, content_sizes: Sequence[tuple[int, int]], stride: int) -> Tensor:
