@@ -12,7 +12,7 @@ from fx_d2.data.record import Record, box_xyxy
 
 from .coco_ap import IOU_THRESHOLDS, MAX_DETECTIONS, Objects, average_precision, backend_name
 from .lesion_matching import FROC_RATES, Hits, hits_of_class, rsna_score
-from .truth import TaskEvaluator, Truth
+from .truth import TaskEvaluator, Truth, as_bool
 
 _AT_40, _AT_50, _AT_75 = 0, 2, 7  # places in IOU_THRESHOLDS
 _FROM_50 = slice(2, None)
@@ -109,7 +109,7 @@ class DetectionEvaluator(TaskEvaluator):
                     f"{who}: predicted masks are {tuple(pixels.shape[-2:])}; expected the original "
                     f"pixels {size}"
                 )
-            masks = [encode_mask(pixels[int(i)].numpy() > 0.5) for i in best]
+            masks = [encode_mask(as_bool(pixels[int(i)])) for i in best]
         return Objects(boxes, self._numbers(classes), scores=scores[best], masks=masks)
 
     def _numbers(self, classes: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from fx_d2.data.masks import load_mask
 from fx_d2.data.record import Record
 
-from .truth import TaskEvaluator, Truth
+from .truth import TaskEvaluator, Truth, as_bool
 
 _EMPTY = "an image without truth and without prediction scores 1, one with either of them alone 0"
 
@@ -53,7 +53,7 @@ class SegmentationEvaluator(TaskEvaluator):
         for c, name in enumerate(self.classes):
             if name not in references:
                 continue
-            mask = _as_bool(predicted[c], self.threshold)
+            mask = as_bool(predicted[c], self.threshold)
             if mask.shape != (height, width):
                 raise ValueError(
                     f"mask of {name!r} for image {record['image_id']!r} is {mask.shape}; expected "
@@ -93,16 +93,6 @@ class SegmentationEvaluator(TaskEvaluator):
             "empty": _EMPTY,
         }
         return metrics, notes
-
-
-def _as_bool(mask: Any, threshold: float) -> np.ndarray:
-    """A mask of any kind as bool (H, W)."""
-    if hasattr(mask, "detach"):
-        mask = mask.detach().cpu().numpy()
-    mask = np.asarray(mask)
-    if mask.dtype.kind == "f":
-        return mask >= threshold
-    return mask.astype(bool)
 
 
 def _class_figures(known: np.ndarray, with_hd95: bool) -> dict[str, float]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -17,6 +18,16 @@ from fx_d2.data.source import Source
 from .results import Results
 
 _logger = logging.getLogger(__name__)
+
+
+def as_bool(mask: Any, threshold: float = 0.5) -> np.ndarray:
+    """A mask of any kind, array or tensor, as bool (H, W); ``threshold`` is for probabilities."""
+    if hasattr(mask, "detach"):
+        mask = mask.detach().cpu().numpy()
+    mask = np.asarray(mask)
+    if mask.dtype.kind == "f":
+        return mask >= threshold
+    return mask.astype(bool)
 
 
 class Truth:
