@@ -276,8 +276,8 @@ def _multiclass_figures(scores: np.ndarray, labels: np.ndarray, n_bins: int) -> 
     scores, labels = scores[whole], labels[whole]
     n_classes = labels.shape[1]
     true, said = labels.argmax(axis=1), scores.argmax(axis=1)
-    table = np.bincount(true * n_classes + said, minlength=n_classes**2)
-    table = table.reshape(n_classes, n_classes) / len(true)
+    pairs = np.bincount(true * n_classes + said, minlength=n_classes**2)
+    table = pairs.reshape(n_classes, n_classes) / len(true)
     accuracy = float(np.trace(table))
     chance = float(table.sum(axis=0) @ table.sum(axis=1))
     figures = {
