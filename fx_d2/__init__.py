@@ -14,15 +14,17 @@ __version__ = "0.1.0"
 
 try:
     with _warnings.catch_warnings():
-        # fvcore scripts two small functions when it is imported; nothing a user could change.
+        # fvcore and Detectron2 script small functions when they are imported; nothing a user could
+        # change.
         _warnings.filterwarnings("ignore", message="`torch.jit.script` is", category=FutureWarning)
-        import detectron2.layers as _layers  # noqa: F401
+        import detectron2.modeling as _d2_modeling  # noqa: F401
 except ImportError as exc:
     raise ImportError(
         "fx_d2 extends Detectron2, which cannot be imported here "
         f"({exc}). Install it with: python tools/install_detectron2.py"
     ) from exc
 
+from . import modeling as _modeling  # noqa: F401  (registers trunks, heads, meta-architectures)
 from .config import add_fx_config
 from .data import builtin as _builtin  # noqa: F401  (registers <source>_<split>)
 

@@ -17,6 +17,11 @@ def add_fx_config(cfg: CN) -> None:
     _add_augmentations(cfg)
     _add_datasets(cfg)
     _add_loader(cfg)
+    _add_solver(cfg)
+    cfg.MODEL.FX = CN()
+    _add_trunk(cfg)
+    _add_heads(cfg)
+    _add_evaluation(cfg)
 
 
 def _add_input(cfg: CN) -> None:
@@ -164,3 +169,144 @@ def _add_loader(cfg: CN) -> None:
     # Joint training: a round lasts until the source that takes longest is seen once (True) or until
     # the first one is (False); shorter ones are repeated.
     cfg.DATALOADER.FX.REPEAT_TO_LONGEST = False
+
+
+def _add_solver(cfg: CN) -> None:
+    cfg.SOLVER.FX = CN()
+    # "AdamW" (the paper's) or "SGD" with SOLVER.MOMENTUM and SOLVER.NESTEROV.
+    cfg.SOLVER.FX.OPTIMIZER = "AdamW"
+    # One kernel for all parameters: a faster AdamW step with the same result up to rounding.
+    cfg.SOLVER.FX.FUSED = False
+    # "pattern=factor of SOLVER.BASE_LR" over parameter names, such as "trunk.*=0.1"; the first
+    # pattern that matches decides, 1 where none does. A pattern that decides nothing is an error.
+    cfg.SOLVER.FX.LR_FACTORS = ()
+    # Further patterns of parameters without weight decay; one that decides nothing is an error.
+    cfg.SOLVER.FX.NO_DECAY = ()
+    # Decay norms, biases and position tables too, as the released code of the paper does.
+    cfg.SOLVER.FX.DECAY_ALL = False
+    # Factor between the learning rates of a block of the trunk and of the next one; 1 is off.
+    cfg.SOLVER.FX.LAYER_DECAY = 1.0
+    # Largest norm of all gradients together; 0 does not clip.
+    cfg.SOLVER.FX.CLIP_NORM = 0.0
+    # Exceptions "task=norm"; the paper clips localization only: "loc=0.1" (2.3).
+    cfg.SOLVER.FX.CLIP_NORM_BY = ()
+    # "fp32", or "bf16": autocast, which needs no loss scaling.
+    cfg.SOLVER.FX.PRECISION = "fp32"
+    # Numbered checkpoints of a run that stay on disk beside the best and the final one; 0 keeps
+    # all.
+    cfg.SOLVER.FX.KEEP_LAST = 1
+    # Metrics, as patterns over "source/task/metric", whose mean makes a checkpoint the best one
+    # ("*/cls/AUC", "rsna/loc/AP40"); () keeps no best one.
+    cfg.SOLVER.FX.BEST_METRIC = ()
+    # Whether the best mean is the largest ("max") or the smallest ("min").
+    cfg.SOLVER.FX.BEST_MODE = "max"
+    # Iterations between two lines of the log, of metrics.json and of TensorBoard.
+    cfg.SOLVER.FX.LOG_PERIOD = 20
+
+
+def _add_trunk(cfg: CN) -> None:
+    cfg.MODEL.FX.TRUNK = CN()
+    # A row of docs/backbones.md (swin_b: every published Foundation X result) or any network of
+    # timm with a feature pyramid, such as "convnext_small.fb_in22k".
+    cfg.MODEL.FX.TRUNK.NAME = "swin_b"
+    # "" starts from random weights; "timm" from the network's published weights (model hub or its
+    # local cache); else a .safetensors or .pth file.
+    cfg.MODEL.FX.TRUNK.PRETRAINED = ""
+    # Largest chance that a block is skipped in training, growing linearly with depth (paper 1.1).
+    cfg.MODEL.FX.TRUNK.DROP_PATH = 0.2
+    # Recompute activations in the backward pass: less memory for a slower step.
+    cfg.MODEL.FX.TRUNK.GRAD_CHECKPOINT = False
+    # Norm of the last stage before pooling for classification: "auto" is the network's own (none
+    # for BatchNorm trunks), "layer" a new LayerNorm, "none".
+    cfg.MODEL.FX.TRUNK.NORM = "auto"
+    # (height, width) that a trunk of fixed input size (CoAtNet) is built for; () is INPUT.FX.SIZE.
+    # Others take any size and ignore it.
+    cfg.MODEL.FX.TRUNK.IMG_SIZE = ()
+    # Further arguments of the timm network, such as {embed_dim: 24, depths: [1, 1, 1, 1]} for a
+    # tiny variant; they win over those of the row.
+    cfg.MODEL.FX.TRUNK.KWARGS = CN(new_allowed=True)
+
+
+def _add_heads(cfg: CN) -> None:
+    # Sources that have heads; () is those of DATASETS.TRAIN. Names make a model for prediction
+    # independent of what is on disk.
+    cfg.MODEL.FX.SOURCES = ()
+    # torch.compile of the trunk: the heads see boxes whose number differs from image to image.
+    cfg.MODEL.FX.COMPILE = False
+    # Channels-last memory: faster convolutions in low precision on a GPU.
+    cfg.MODEL.FX.CHANNELS_LAST = False
+    cfg.MODEL.FX.CLS = CN()
+    # Entry of fx_d2.modeling.heads.CLASSIFIER_REGISTRY.
+    cfg.MODEL.FX.CLS.NAME = "MultiSourceClassifier"
+    # Loss of independent labels: "bce" (the paper's), "asymmetric", "focal" or "class_weighted" (by
+    # PREVALENCE).
+    cfg.MODEL.FX.CLS.LOSS = "bce"
+    # Loss where exactly one class is true: "ce", or "bce" as the paper does for RSNA (1.2).
+    cfg.MODEL.FX.CLS.MULTICLASS_LOSS = "ce"
+    # For "class_weighted": {source: [share of positives, per class]}; a source not named has plain
+    # bce.
+    cfg.MODEL.FX.CLS.PREVALENCE = CN(new_allowed=True)
+    # Channels of a hidden layer before the linear one, per source; 0 is none, as in the paper.
+    cfg.MODEL.FX.CLS.PROJECTOR = 0
+    # Share of the pooled features dropped in training; the paper has none.
+    cfg.MODEL.FX.CLS.DROPOUT = 0.0
+    cfg.MODEL.FX.CLS.LOCAL = CN()
+    # Stages whose places each vote for a class beside the pooled last stage, so that a finding of a
+    # few cells is not averaged away; () is the paper's classifier.
+    cfg.MODEL.FX.CLS.LOCAL.IN_FEATURES = ()
+    # Channels of the shared map these stages are fused into.
+    cfg.MODEL.FX.CLS.LOCAL.DIM = 128
+    # How the votes of all places become one: "lse" (a soft maximum), "attention" (weighted by their
+    # own softmax), "max", or "avg".
+    cfg.MODEL.FX.CLS.LOCAL.POOL = "lse"
+    # Between the mean (towards 0) and the maximum (large) of the votes, for "lse" and "attention".
+    cfg.MODEL.FX.CLS.LOCAL.SHARPNESS = 4.0
+    cfg.MODEL.FX.LOC = CN()
+    # X+ (1.5): one box and mask head for all sources, and a predictor per source. False is X: both
+    # per source.
+    cfg.MODEL.FX.LOC.SHARED_DECODER = False
+    # Sources whose row says so have one class, "any", as in the paper (1.3); False keeps all.
+    cfg.MODEL.FX.LOC.AGNOSTIC = True
+    cfg.MODEL.FX.SEG = CN()
+    # Channels of the decoder (1.4).
+    cfg.MODEL.FX.SEG.CHANNELS = 128
+    # Stages it reads, fine to coarse (1.4).
+    cfg.MODEL.FX.SEG.IN_FEATURES = ("res2", "res3", "res4", "res5")
+    # Cells per side of the pyramid pooling (1.4).
+    cfg.MODEL.FX.SEG.BINS = (1, 2, 4, 6)
+    # Group normalisation: batch statistics would mix the sources and do not exist for one image.
+    cfg.MODEL.FX.SEG.NORM = "GN"
+    # Share of the pooled channels dropped in training (1.4).
+    cfg.MODEL.FX.SEG.DROPOUT = 0.1
+    # "dice" (the paper's), "bce", or their sum "bce_dice", which also learns where a mask is empty.
+    cfg.MODEL.FX.SEG.LOSS = "bce_dice"
+    # What one Dice runs over: "batch" (the paper's X, 1.4: large structures dominate), "channel"
+    # (X+, 1.5) or "image".
+    cfg.MODEL.FX.SEG.DICE_OVER = "channel"
+    # Probability from which a pixel belongs to a mask, of a class or of a box.
+    cfg.MODEL.FX.SEG.THRESHOLD = 0.5
+    # Return probabilities (float16) in place of masks: two bytes against one per pixel and class.
+    cfg.MODEL.FX.SEG.SOFT_MASKS = False
+
+
+def _add_evaluation(cfg: CN) -> None:
+    cfg.TEST.FX = CN()
+    # An image is called positive from this probability on (F1, sensitivity, specificity, accuracy,
+    # kappa); ranking figures do not depend on it.
+    cfg.TEST.FX.THRESHOLD = 0.5
+    # Replicates of the bootstrap by patient behind the 95 % intervals; 0 gives none. A thousand
+    # fix the bounds to about a tenth of their width.
+    cfg.TEST.FX.BOOTSTRAP = 1000
+    # "source=key of its records": images that share the key are one case with their mean
+    # probability, such as "mura=study_id".
+    cfg.TEST.FX.GROUP_BY = ()
+    # A box counts as shown from this score on (RSNA's score, false positives on finding-free
+    # films).
+    cfg.TEST.FX.SCORE_THRESHOLD = 0.5
+    # Overlap at which a lesion is found, for FROC; VinDr's rule.
+    cfg.TEST.FX.MATCH_IOU = 0.4
+    # COCO's figures by "faster-coco-eval" or "pycocotools", which agree; "auto" is the first where
+    # it is installed.
+    cfg.TEST.FX.COCO_BACKEND = "auto"
+    # Whether the boundary distance HD95 of dense masks is measured: it takes most of the time.
+    cfg.TEST.FX.HD95 = False

@@ -10,11 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Detectron2 and torch are imported first: what they do on import is not ours to judge.
+# Detectron2, torch and timm are imported first: what they do on import is not ours to judge.
 _PROBE = """
 import json, os, random, sys
 import cv2, numpy as np, torch
-import detectron2.config, detectron2.data, detectron2.structures
+import detectron2.config, detectron2.data, detectron2.modeling, detectron2.structures, timm
 import pandas, pycocotools.mask, tqdm
 
 def state():

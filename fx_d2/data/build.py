@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -46,7 +47,10 @@ def configure_reading(cfg: Any) -> None:
 def source_of(dataset_name: str) -> Source:
     """The row a registered dataset belongs to; an unknown name is answered with near ones."""
     if dataset_name not in DatasetCatalog.list():
-        near = [n for n in DatasetCatalog.list() if n.startswith(dataset_name.split("_")[0])]
+        known = DatasetCatalog.list()
+        near = difflib.get_close_matches(dataset_name, known, n=3) or [
+            n for n in known if n.startswith(dataset_name.split("_")[0])
+        ]
         raise KeyError(f"no dataset {dataset_name!r} is registered; near it: {near or 'nothing'}")
     return get_source(MetadataCatalog.get(dataset_name).source)
 

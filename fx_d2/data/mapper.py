@@ -22,7 +22,7 @@ from .errors import DataError
 from .images import LoadedImage, read_image
 from .intensity import IntensityConfig, normalise
 from .label_policy import UNCERTAIN_POLICIES, UNKNOWN_POLICIES, LabelPolicy, Rule, for_evaluation
-from .masks import MaskRef, load_mask
+from .masks import MaskRef, instance_reference, load_mask
 from .record import Record, box_xyxy
 from .source import TASKS, Source
 from .sources import get_source
@@ -257,7 +257,7 @@ class FxMapper:
         if source.instance_masks:
             masks = np.zeros((len(annotations), *shape), dtype=np.uint8)
             for i, annotation in enumerate(annotations):
-                reference = _reference(annotation["segmentation"])
+                reference = instance_reference(annotation["segmentation"])
                 masks[i] = frame.mask(reference, source.resize_masks, record)
                 if not frame.boxes_stay_tight:
                     boxes[i] = _mask_box(masks[i])
@@ -338,17 +338,6 @@ class _Frame:
                 fix=exc.fix,
             ) from exc
         return self.transforms.apply_segmentation(mask.astype(np.uint8))
-
-
-def _reference(segmentation: Any) -> MaskRef:
-    """A mask reference from COCO's ``segmentation``, whose plain list of rings is not one."""
-    if (
-        isinstance(segmentation, list)
-        and segmentation
-        and not isinstance(segmentation[0], (str, dict))
-    ):
-        return {"polygons": segmentation}
-    return segmentation
 
 
 def _mask_box(mask: np.ndarray) -> np.ndarray:

@@ -37,6 +37,7 @@ CONVENTIONS = ("relative_columns", "absolute_rows_1")
 
 
 _MAX_PIXELS = 1 << 28
+_MANY_EDGES = 1 << 14  # from here on a list of Python integers costs more than a scan
 _FAR_PX = 1 << 20  # no image is that large, and OpenCV's fixed point overflows far beyond
 
 
@@ -157,14 +158,43 @@ def runs_to_coco(text: str, size: tuple[int, int], **where: Any) -> dict[str, An
     return coco_mask.frPyObjects({"size": list(size), "counts": counts}, size[0], size[1])
 
 
+def instance_reference(segmentation: Any) -> MaskRef:
+    """A mask reference from COCO's ``segmentation``, whose plain list of rings is not one."""
+    if (
+        isinstance(segmentation, list)
+        and segmentation
+        and not isinstance(segmentation[0], (str, dict))
+    ):
+        return {"polygons": segmentation}
+    return segmentation
+
+
 def empty_mask() -> dict[str, Any]:
     """The reference of a true negative: looked for and not there, whatever the image's size."""
     return {"polygons": []}
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A boolean (H, W) array as a compressed COCO RLE."""
-    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    """A boolean (H, W) array as a compressed COCO RLE.
+
+    Equal to pycocotools', which scans the whole frame: an evaluation encodes a hundred small masks
+    per image, so only the columns with foreground are looked at.
+    """
+    mask = mask.astype(bool, copy=False)
+    height, width = mask.shape
+    columns = np.flatnonzero(mask.any(axis=0))
+    if not len(columns):
+        return coco_mask.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
+    first, last = int(columns[0]), int(columns[-1]) + 1
+    inner = mask[:, first:last].T.ravel()
+    edges = np.flatnonzero(np.diff(inner, prepend=False, append=False))
+    if len(edges) > _MANY_EDGES:
+        return coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+    bounds = np.concatenate([[0], edges + first * height, [height * width]])
+    counts = np.diff(bounds).tolist()
+    if not counts[-1]:  # foreground up to the last pixel: pycocotools writes no closing gap
+        counts.pop()
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
 
 
 def _decode_runs(ref: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -129,6 +129,17 @@ def test_coco_strings_agree_with_pycocotools(mask):
         assert (decoded == mask).all()
 
 
+@given(MASKS)
+def test_encoding_agrees_with_pycocotools(mask):
+    assert encode_mask(mask) == coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert encode_mask(mask.astype(np.uint8)) == encode_mask(mask)
+
+
+def test_encoding_many_runs_agrees_with_pycocotools():
+    noise = np.random.default_rng(0).random((300, 400)) < 0.5
+    assert encode_mask(noise) == coco_mask.encode(np.asfortranarray(noise.astype(np.uint8)))
+
+
 def test_large_coco_string_agrees_with_pycocotools():
     rng = np.random.default_rng(0)
     mask = np.repeat(np.repeat(rng.random((40, 50)) > 0.5, 37, axis=0), 41, axis=1)

@@ -1,0 +1,126 @@
+"""From a dataset's name to what evaluates it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from fx_d2.data.build import source_of
+from fx_d2.data.record import Record
+from fx_d2.data.sources import TASKS, get_source
+
+from .classification import ClassificationEvaluator
+from .detection import DetectionEvaluator
+from .results import Results, format_table, write_results
+from .segmentation import SegmentationEvaluator
+from .truth import TaskEvaluator, Truth
+
+_logger = logging.getLogger(__name__)
+
+EVALUATORS: dict[str, type[TaskEvaluator]] = {
+    evaluator.task: evaluator
+    for evaluator in (ClassificationEvaluator, DetectionEvaluator, SegmentationEvaluator)
+}
+
+
+class FxEvaluator(DatasetEvaluator):
+    """Feeds one output of the model to the evaluators of several tasks of a dataset.
+
+    Args:
+        evaluators: of one dataset, one per task.
+        output_folder: where ``results.json`` and ``results.md`` are written by the main process;
+            None writes nothing.
+    """
+
+    def __init__(self, evaluators: Sequence[TaskEvaluator], output_folder: str | None = None):
+        self.evaluators, self.output_folder = tuple(evaluators), output_folder
+
+    def reset(self) -> None:
+        """Forget everything processed."""
+        for evaluator in self.evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        """Hand a batch to every evaluator; those it has no truth for pass it over."""
+        for evaluator in self.evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Results:
+        """``{"<source>/<task>": {metric: figure}}`` on the main process, empty on the others."""
+        results = Results()
+        for evaluator in self.evaluators:
+            results.add(evaluator.evaluate())
+        if comm.is_main_process():
+            _logger.info("results:\n%s", format_table(results))
+            if self.output_folder:
+                write_results(results, self.output_folder)
+        return results
+
+
+def evaluator_options(cfg: Any, dataset_name: str) -> dict[str, dict[str, Any]]:
+    """What ``TEST.FX`` says about the evaluators of a dataset, as ``build_evaluator`` takes it.
+
+    Where ``MODEL.FX.LOC.AGNOSTIC`` keeps the classes of a source apart, they are scored apart.
+    """
+    source, fx = source_of(dataset_name), cfg.TEST.FX
+    group_by = {}
+    for text in fx.GROUP_BY:
+        name, separator, key = (part.strip() for part in text.partition("="))
+        if not (separator and key):
+            raise ValueError(f"TEST.FX.GROUP_BY has {text!r}; write 'source=key'")
+        group_by[get_source(name).key] = key
+    return {
+        "cls": {
+            "threshold": fx.THRESHOLD,
+            "n_bootstrap": fx.BOOTSTRAP,
+            "group_by": group_by.get(source.key),
+            "seed": max(int(cfg.SEED), 0),
+        },
+        "loc": {
+            "class_agnostic": source.loc_agnostic and cfg.MODEL.FX.LOC.AGNOSTIC,
+            "score_threshold": fx.SCORE_THRESHOLD,
+            "match_iou": fx.MATCH_IOU,
+            "backend": fx.COCO_BACKEND,
+        },
+        "seg": {"hd95": fx.HD95},
+    }
+
+
+def build_evaluator(
+    dataset_name: str,
+    tasks: Sequence[str] | None = None,
+    *,
+    records: Sequence[Record] | None = None,
+    output_folder: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> FxEvaluator:
+    """The evaluator of a registered dataset.
+
+    Args:
+        dataset_name: ``<source>_<split>``.
+        tasks: what to evaluate; default the tasks that the dataset's metadata names.
+        records: of the dataset where they are in memory already (``EvalLoader.records``).
+        output_folder: where results are written; None writes nothing.
+        options: task -> arguments of its evaluator, ``{"cls": {"group_by": "study_id"}}``; those of
+            a config by :func:`evaluator_options`.
+    """
+    truth = Truth(dataset_name, records)
+    chosen = tuple(MetadataCatalog.get(dataset_name).tasks if tasks is None else tasks)
+    options = options or {}
+    unknown = (set(chosen) | set(options)) - set(EVALUATORS)
+    if unknown:
+        raise ValueError(f"no evaluator for {sorted(unknown)}; tasks are {tuple(EVALUATORS)}")
+    not_annotated = set(chosen) - set(truth.source.all_tasks())
+    if not_annotated:
+        raise ValueError(
+            f"{dataset_name} is not annotated for {sorted(not_annotated)}, only for "
+            f"{truth.source.all_tasks()}"
+        )
+    ordered = [task for task in TASKS if task in chosen]
+    evaluators = [EVALUATORS[task](truth, **options.get(task, {})) for task in ordered]
+    return FxEvaluator(evaluators, output_folder)

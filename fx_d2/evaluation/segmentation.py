@@ -1,0 +1,145 @@
+"""Dense masks: overlap per class, beside what a predictor that never marks anything would score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from fx_d2.data.masks import load_mask
+from fx_d2.data.record import Record
+
+from .truth import TaskEvaluator, Truth, as_bool
+
+_EMPTY = "an image without truth and without prediction scores 1, one with either of them alone 0"
+
+
+class SegmentationEvaluator(TaskEvaluator):
+    """Overlap of the dense masks of one source, per class (``Dice-Heart``) and as class mean.
+
+    ``Dice`` and ``IoU``: mean over all annotated images; an image without truth scores 1 when
+    nothing is predicted, else 0. ``Dice_positive``, ``IoU_positive``: over images with truth.
+    ``Dice_pooled``, ``IoU_pooled``: of all pixels of all images. ``empty_predictor``: what marking
+    nothing would score as ``Dice`` (and ``IoU``): the share of images without truth. Only what
+    exceeds it was learned. ``HD95``: see :func:`hd95`, in pixels of the original, over images with
+    truth and prediction; ``HD95_undefined`` is the share of images with truth but no prediction.
+
+    A class that is not annotated in an image does not count there. One without any truth has no
+    positive figures, and the notes name it.
+
+    Args:
+        truth: the records.
+        threshold: foreground from here on, for masks of probabilities.
+        hd95: whether boundary distances are measured; they cost most of the time.
+    """
+
+    task = "seg"
+
+    def __init__(self, truth: Truth, *, threshold: float = 0.5, hd95: bool = False) -> None:
+        super().__init__(truth)
+        self.threshold, self.hd95 = threshold, hd95
+
+    def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
+        """float64 (C, 4): pixels in both, predicted, true, and HD95; NaN where not annotated."""
+        references = record.get("masks", {})
+        if not references:
+            return None
+        predicted = self._by_class(self._of_source(output, "masks"))
+        height, width = int(given["height"]), int(given["width"])
+        row = np.full((len(self.classes), 4), np.nan)
+        for c, name in enumerate(self.classes):
+            if name not in references:
+                continue
+            mask = as_bool(predicted[c], self.threshold)
+            if mask.shape != (height, width):
+                raise ValueError(
+                    f"mask of {name!r} for image {record['image_id']!r} is {mask.shape}; expected "
+                    f"the original pixels {(height, width)}"
+                )
+            true = load_mask(references[name], height, width, resize=self.source.resize_masks)
+            row[c, :3] = np.count_nonzero(mask & true), mask.sum(), true.sum()
+            if self.hd95 and row[c, 1] and row[c, 2]:
+                row[c, 3] = hd95(mask, true)
+        return row
+
+    def _summarise(
+        self, places: list[int], rows: list[Any]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        per_class: dict[str, dict[str, float]] = {}
+        left_out: dict[str, list[str]] = {}
+        counts: dict[str, list[int]] = {}
+        table = np.stack(rows) if rows else np.full((0, len(self.classes), 4), np.nan)
+        for c, name in enumerate(self.classes):
+            known = table[~np.isnan(table[:, c, 0]), c]
+            n_positive = int((known[:, 2] > 0).sum())
+            counts[name] = [n_positive, len(known) - n_positive]
+            if not len(known):
+                left_out.setdefault("never annotated", []).append(name)
+                continue
+            if not n_positive:
+                left_out.setdefault("no truth, positive and pooled figures", []).append(name)
+            for metric, value in _class_figures(known, self.hd95).items():
+                per_class.setdefault(metric, {})[name] = value
+        metrics = {m: float(np.mean(list(values.values()))) for m, values in per_class.items()}
+        for metric, values in per_class.items():
+            metrics |= {f"{metric}-{name}": value for name, value in values.items()}
+        notes = {
+            "images_with_and_without_truth": counts,
+            "left_out": left_out,
+            "threshold": self.threshold,
+            "empty": _EMPTY,
+        }
+        return metrics, notes
+
+
+def _class_figures(known: np.ndarray, with_hd95: bool) -> dict[str, float]:
+    """The figures of a class from (N, 4) rows of annotated images."""
+    both, said, true = known[:, 0], known[:, 1], known[:, 2]
+    positive = true > 0
+    either = said + true - both
+    empty = either == 0
+    dice = np.where(empty, 1.0, 2 * both / np.where(empty, 1, said + true))
+    iou = np.where(empty, 1.0, both / np.where(empty, 1, either))
+    figures = {
+        "Dice": float(dice.mean()),
+        "IoU": float(iou.mean()),
+        "empty_predictor": float((~positive).mean()),
+    }
+    if positive.any():
+        figures |= {
+            "Dice_positive": float(dice[positive].mean()),
+            "IoU_positive": float(iou[positive].mean()),
+            "Dice_pooled": float(2 * both.sum() / (said.sum() + true.sum())),
+            "IoU_pooled": float(both.sum() / either.sum()),
+        }
+        if with_hd95:
+            measured = ~np.isnan(known[:, 3])
+            figures["HD95_undefined"] = float((positive & ~measured).sum() / positive.sum())
+            if measured.any():
+                figures["HD95"] = float(known[measured, 3].mean())
+    return figures
+
+
+def hd95(first: np.ndarray, second: np.ndarray) -> float:
+    """The larger of the two directed 95th percentiles of the distance between outlines, in pixels.
+
+    An outline is the pixels of a mask with a neighbour (of four) outside it; beyond the image
+    counts as outside.
+
+    Args:
+        first: bool (H, W) with foreground.
+        second: bool (H, W) with foreground.
+    """
+    a, b = _outline(first), _outline(second)
+    if not len(a) or not len(b):
+        raise ValueError("a boundary distance needs foreground in both masks")
+    there, back = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """(N, 2) coordinates."""
+    return np.argwhere(mask & ~ndimage.binary_erosion(mask))

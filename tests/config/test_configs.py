@@ -1,0 +1,121 @@
+"""Every config file, found by listing, loads and builds in a tiny variant."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from fx_d2 import add_fx_config
+from fx_d2.data.sources import pretraining_sources
+from fx_d2.modeling.backbone.presets import network_name
+from fx_d2.modeling.heads.spec import head_specs
+
+ROOT = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+FOUNDATION_X = [name for name in FILES if name.startswith("foundation_x/")]
+CHILD_LINES = 30
+
+
+def load(name: str) -> CfgNode:
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    cfg.merge_from_file(str(ROOT / name))
+    return cfg
+
+
+def tiny(cfg: CfgNode) -> CfgNode:
+    """Same heads, same layout, few channels."""
+    cfg = copy.deepcopy(cfg)
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.INPUT.FX.SIZE = "cpu", 64
+    cfg.MODEL.FX.TRUNK.NAME, cfg.MODEL.FX.TRUNK.PRETRAINED = "swin_t", ""
+    kwargs = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
+    cfg.MODEL.FX.TRUNK.KWARGS = CfgNode(kwargs, new_allowed=True)
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = cfg.MODEL.FX.SEG.CHANNELS = 16
+    cfg.MODEL.FX.CLS.LOCAL.DIM = 16
+    if not (cfg.DATASETS.TRAIN or cfg.MODEL.FX.SOURCES):
+        cfg.MODEL.FX.SOURCES = ("chestx_det",)  # a base file leaves the sources to its children
+    return cfg
+
+
+def test_the_files_are_found():
+    assert "Base-FX.yaml" in FILES and len(FOUNDATION_X) == 6
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_config_loads_builds_and_predicts(name):
+    cfg = load(name)
+    network_name(cfg.MODEL.FX.TRUNK.NAME)
+    small = tiny(cfg)
+    model = build_model(small).eval()
+    specs = head_specs(small)
+    assert specs and not any(p.is_meta for p in model.parameters())
+    image = torch.rand(len(cfg.MODEL.PIXEL_MEAN), 64, 64)
+    (output,) = model([{"image": image, "height": 40, "width": 50}])
+    for task, key in (("cls", "labels"), ("loc", "instances"), ("seg", "masks")):
+        assert set(output[key]) == {s.source for s in specs if s.task == task}
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if not n.startswith("quick_schedules/")])
+def test_a_preset_states_only_what_differs_from_its_base(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    own = yaml.safe_load(text)
+    base = own.pop("_BASE_", None)
+    if base is None:
+        return
+    assert len(text.splitlines()) <= CHILD_LINES
+    parent = load((ROOT / name).parent.joinpath(base).resolve().relative_to(ROOT).as_posix())
+
+    def repeated(node: dict, given: CfgNode, prefix: str = "") -> list[str]:
+        found = []
+        for key, value in node.items():
+            if isinstance(value, dict):
+                found += repeated(value, given.get(key, CfgNode()), f"{prefix}{key}.")
+            elif key in given and _plain(given[key]) == _plain(value):
+                found.append(prefix + key)
+        return found
+
+    assert repeated(own, parent) == []
+
+
+def _plain(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize("name", FOUNDATION_X)
+def test_foundation_x_has_the_twenty_heads_of_the_paper(name):
+    cfg = load(name)
+    specs = head_specs(cfg)
+    tasks = [s.task for s in specs]
+    assert (tasks.count("cls"), tasks.count("loc"), tasks.count("seg")) == (11, 6, 3)
+    assert [s.source for s in specs if s.task == "cls"] == [s.key for s in pretraining_sources()]
+    assert sum(len(s.classes) for s in specs if s.task == "cls") == 69
+    plus = name.endswith("_xplus.yaml")
+    assert cfg.MODEL.FX.LOC.SHARED_DECODER is plus
+    assert tuple(cfg.MODEL.FX.CLS.LOCAL.IN_FEATURES) == ()
+    assert cfg.MODEL.FX.SEG.LOSS == "dice"
+    over = cfg.MODEL.FX.SEG.DICE_OVER
+    assert over == ("channel" if plus else "batch")
+
+
+def test_no_source_is_said_with_what_the_config_names():
+    with pytest.raises(ValueError, match=r"no heads: DATASETS.TRAIN is \(\), MODEL.FX.SOURCES is"):
+        head_specs(load("Base-FX.yaml"))
+    cfg = load("Base-FX.yaml")
+    cfg.MODEL.FX.SOURCES = ("rsnaa",)
+    with pytest.raises(KeyError, match="no source 'rsnaa'. Did you mean 'rsna'"):
+        head_specs(cfg)
+    cfg.MODEL.FX.SOURCES, cfg.DATASETS.TRAIN = (), ("rsna_train", "rsna_val", "node21_train")
+    assert [s.name for s in head_specs(cfg)] == ["rsna/cls", "rsna/loc", "node21/cls", "node21/loc"]
+    cfg.DATASETS.TASKS = ("seg",)
+    with pytest.raises(ValueError, match="no heads"):
+        head_specs(cfg)
+    cfg.MODEL.FX.SOURCES, cfg.DATASETS.EXTRA_TASKS = ("nih14",), ("nih14/loc",)
+    assert [s.name for s in head_specs(cfg)] == ["nih14/loc"]

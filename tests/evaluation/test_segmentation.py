@@ -1,0 +1,152 @@
+"""Dense masks: figures by hand, conventions for empty masks, boundary distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_evaluation import SIZE, box_mask, record, run, truth_of
+
+from fx_d2.data.masks import encode_mask
+from fx_d2.evaluation import SegmentationEvaluator
+from fx_d2.evaluation.segmentation import hd95
+
+EMPTY = np.zeros(SIZE, dtype=bool)
+KEY = "toy_eval/seg"
+
+
+def _evaluate(truths: list[dict], said: list[dict], **options):
+    records = [
+        record(i, masks={k: encode_mask(v) for k, v in masks.items()})
+        for i, masks in enumerate(truths)
+    ]
+    evaluator = SegmentationEvaluator(truth_of(records), **options)
+    return run(evaluator, records, "masks", said)
+
+
+def test_figures_by_hand() -> None:
+    square = box_mask([0, 0, 10, 10])  # 100 pixels
+    half = box_mask([0, 0, 10, 5])  # 50 of them
+    large = box_mask([0, 0, 20, 20])  # 400
+    truths = [
+        {"Lung": square, "Heart": EMPTY},
+        {"Lung": large, "Heart": EMPTY},
+        {"Lung": EMPTY, "Heart": square},
+        {"Lung": EMPTY},  # the heart is not annotated here: whatever is said counts nowhere
+    ]
+    said = [
+        {"Lung": half, "Heart": EMPTY},  # Dice 100 / 150
+        {"Lung": large, "Heart": square},  # Dice 1; a false mark of 100
+        {"Lung": EMPTY, "Heart": EMPTY},  # empty and empty; missed
+        {"Lung": half, "Heart": large},  # a false mark of 50
+    ]
+    results = _evaluate(truths, said)
+    figures = results[KEY]
+    assert figures["Dice-Lung"] == pytest.approx((2 / 3 + 1 + 1 + 0) / 4)
+    assert figures["IoU-Lung"] == pytest.approx((1 / 2 + 1 + 1 + 0) / 4)
+    assert figures["Dice_positive-Lung"] == pytest.approx((2 / 3 + 1) / 2)
+    assert figures["IoU_positive-Lung"] == pytest.approx(3 / 4)
+    assert figures["Dice_pooled-Lung"] == pytest.approx(2 * 450 / (500 + 500))
+    assert figures["IoU_pooled-Lung"] == pytest.approx(450 / 550)
+    assert figures["empty_predictor-Lung"] == 0.5
+    assert figures["Dice-Heart"] == pytest.approx(1 / 3)
+    assert figures["Dice_positive-Heart"] == 0
+    assert figures["empty_predictor-Heart"] == pytest.approx(2 / 3)
+    assert figures["Dice"] == pytest.approx((figures["Dice-Lung"] + figures["Dice-Heart"]) / 2)
+    counts = results.notes[KEY]["images_with_and_without_truth"]
+    assert counts == {"Lung": [2, 2], "Heart": [1, 2]}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_properties_of_overlap(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = [rng.random(SIZE) < rng.choice([0, 0.01, 0.5]) for _ in range(6)]
+    truths = [{"Lung": m} for m in masks[:3]]
+    said = [{"Lung": m, "Heart": EMPTY} for m in masks[3:]]
+    figures = _evaluate(truths, said)[KEY]
+    swapped = _evaluate(
+        [{"Lung": s["Lung"]} for s in said], [{**t, "Heart": EMPTY} for t in truths]
+    )
+    assert figures["Dice"] == pytest.approx(swapped[KEY]["Dice"])
+    assert 0 <= figures["IoU"] <= figures["Dice"] <= 1
+    perfect = _evaluate(truths, [{**t, "Heart": EMPTY} for t in truths])[KEY]
+    assert all(v == 1 for k, v in perfect.items() if k.startswith(("Dice", "IoU")))
+    nothing = _evaluate(truths, [{"Lung": EMPTY, "Heart": EMPTY}] * 3)[KEY]
+    assert nothing["Dice"] == nothing["IoU"] == nothing["empty_predictor"]
+    assert nothing.get("Dice_positive", 0) == 0
+
+
+def test_a_class_without_truth_or_never_annotated_is_named() -> None:
+    results = _evaluate([{"Lung": EMPTY}], [{"Lung": EMPTY, "Heart": EMPTY}])
+    assert results[KEY]["Dice"] == results[KEY]["empty_predictor"] == 1
+    assert not [k for k in results[KEY] if "positive" in k or "pooled" in k or "Heart" in k]
+    assert results.notes[KEY]["left_out"] == {
+        "no truth, positive and pooled figures": ["Lung"],
+        "never annotated": ["Heart"],
+    }
+    assert _evaluate([], [])[KEY] == {}
+
+
+def test_records_without_masks_are_passed_over_without_a_prediction() -> None:
+    records = [record(0)]
+    evaluator = SegmentationEvaluator(truth_of(records))
+    evaluator.process(records, [{}])
+    assert evaluator.evaluate()[KEY] == {}
+
+
+def test_probabilities_tensors_and_booleans_are_the_same() -> None:
+    square = box_mask([5, 5, 20, 25])
+    kinds = [square, torch.from_numpy(square), square * np.float32(0.5), square.astype(np.uint8)]
+    kinds.append(torch.from_numpy(square) * 0.5)
+    for said in kinds:
+        figures = _evaluate([{"Lung": square}], [{"Lung": said, "Heart": EMPTY}])[KEY]
+        assert figures["Dice"] == 1
+    low = {"Lung": square * 0.4, "Heart": EMPTY}
+    assert _evaluate([{"Lung": square}], [low])[KEY]["Dice"] == 0
+    assert _evaluate([{"Lung": square}], [low], threshold=0.4)[KEY]["Dice"] == 1
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'Lung'.*image0.*\(3, 3\).*\(60, 80\)"):
+        _evaluate([{"Lung": EMPTY}], [{"Lung": np.zeros((3, 3), bool), "Heart": EMPTY}])
+
+
+def test_hd95_of_shifted_squares_and_points() -> None:
+    square, moved = box_mask([10, 10, 20, 20]), box_mask([14, 10, 24, 20])
+    assert hd95(square, square) == 0
+    assert hd95(square, moved) == 4
+    point, other = box_mask([0, 0, 1, 1]), box_mask([3, 4, 4, 5])
+    assert hd95(point, other) == 5
+    with pytest.raises(ValueError, match="foreground"):
+        hd95(point, EMPTY)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_hd95_equals_distances_between_all_outline_pixels(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    low = rng.integers(1, 40, (2, 2))
+    a, b = (box_mask([*at, *(at + rng.integers(1, 20, 2))]) for at in low)
+
+    def outline(mask: np.ndarray) -> np.ndarray:
+        inner = np.pad(mask, 1)
+        whole = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+        return np.argwhere(mask & ~whole)
+
+    far = np.linalg.norm(outline(a)[:, None] - outline(b)[None], axis=2)
+    expected = max(np.percentile(far.min(axis=1), 95), np.percentile(far.min(axis=0), 95))
+    assert hd95(a, b) == pytest.approx(expected)
+    assert hd95(a, b) == hd95(b, a)
+
+
+def test_hd95_counts_misses_apart() -> None:
+    square, moved = box_mask([10, 10, 20, 20]), box_mask([14, 10, 24, 20])
+    truths = [{"Lung": square}, {"Lung": square}, {"Lung": EMPTY}]
+    said = [{"Lung": m, "Heart": EMPTY} for m in (moved, EMPTY, EMPTY)]
+    figures = _evaluate(truths, said, hd95=True)[KEY]
+    assert figures["HD95"] == 4 and figures["HD95_undefined"] == 0.5
+    missed = _evaluate(truths[:1], said[1:2], hd95=True)[KEY]
+    assert "HD95" not in missed and missed["HD95_undefined"] == 1

@@ -1,0 +1,206 @@
+"""The command line as a user sees it, on a small synthetic world."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+import train_net
+from fx_d2.engine.checkpoint import FxCheckpointer, load_weights
+from fx_d2.engine.setup import load_config
+from fx_d2.phantom.world import make_world
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ROOT / "configs/quick_schedules/foundation_x_instant_test.yaml"
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, patients=9, seed=1, sources=["nih14", "rsna", "chestx_det"], size_px=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of the quick config in its own process leaves; it takes seconds."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(QUICK)),
+            *("OUTPUT_DIR", str(out)),
+        ],
+        env={**os.environ, "DETECTRON2_DATASETS": str(world), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "eta: " in done.stdout and "Traceback" not in done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture
+def command(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    """Run train_net.py in this process: (exit code, what it printed as an error)."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(world))
+    loggers = [logging.getLogger(name) for name in ("fx_d2", "detectron2", "fvcore")]
+    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
+
+    def run(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, words)])
+        try:
+            train_net.main()
+            code = 0
+        except SystemExit as exc:
+            code = int(exc.code or 0)
+        return code, capsys.readouterr().err
+
+    yield run
+    for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        log.handlers[:], log.propagate, log.level = handlers, propagate, level
+
+
+def one_line(result: tuple[int, str], *words: object) -> None:
+    code, text = result
+    lines = [line for line in text.splitlines() if line.startswith("train_net.py: error: ")]
+    assert code == 2 and len(lines) == 1, text
+    assert "Traceback" not in text
+    for word in words:
+        assert str(word) in lines[0], lines[0]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_should(trained: Path):
+    names = {p.name for p in trained.iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "results.json", "results.md"} <= names
+    assert {"model_final.safetensors", "model_final.json", "model_final.state.pt"} <= names
+    about = json.loads((trained / "model_final.json").read_text())
+    assert set(about["sources"]) == {"nih14", "rsna", "chestx_det"}
+    assert set(about["sources"]["rsna"]) == {"cls", "loc"} and about["metrics"]
+
+
+@pytest.mark.slow
+def test_evaluating_twice_gives_the_same(trained: Path, command: Command, tmp_path: Path):
+    found = []
+    for name in ("a", "b"):
+        words = (
+            "MODEL.WEIGHTS",
+            trained / "model_final.safetensors",
+            "OUTPUT_DIR",
+            tmp_path / name,
+        )
+        assert command("--config-file", QUICK, "--eval-only", *words)[0] == 0
+        found.append(json.loads((tmp_path / name / "results.json").read_text())["results"])
+    assert found[0] == found[1] and "chestx_det/seg" in found[0]
+    at_the_end = json.loads((trained / "results.json").read_text())["results"]
+    assert found[0] == at_the_end
+
+
+@pytest.mark.slow
+def test_resuming(trained: Path, command: Command, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    words = ("--config-file", QUICK, "--resume", "OUTPUT_DIR", run)
+    assert command(*words, "SOLVER.MAX_ITER", 13, "TEST.EVAL_PERIOD", 0)[0] == 0
+    assert json.loads((run / "model_final.json").read_text())["iteration"] == 12
+    one_line(
+        command(*words, "DATASETS.TRAIN", "('nih14_train',)", "DATASETS.TEST", "('nih14_val',)"),
+        *("left out", "heads.cls.rsna", "MODEL.WEIGHTS"),
+    )
+    (run / "model_final.state.pt").unlink()
+    one_line(command(*words), "no training state")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--config-file", "configs/Base-FY.yaml"), ("no config file", "configs/Base-FX.yaml")),
+        (("SOLVER.FX.PRECISON", "bf16"), ("SOLVER.FX.PRECISON", "SOLVER.FX.PRECISION")),
+        (("SOLVER.MAX_ITER", "many"), ("SOLVER.MAX_ITER", "command line")),
+        (("SOLVER.MAX_ITER",), ("SOLVER.MAX_ITER", "no value")),
+        (("DATASETS.TRAIN", "('rnsa_train',)"), ("rnsa_train", "rsna_train")),
+        (("DATASETS.TEST", "('rsna_valid',)"), ("rsna_valid", "rsna_val")),
+        (("DATASETS.TRAIN", "()"), ("DATASETS.TRAIN is empty",)),
+        (("DATASETS.TASKS", "('cls','box')"), ("box", "loc")),
+        (("DATASETS.TEST", "('siim_acr_val',)"), ("no head for siim_acr", "rsna/loc")),
+        (("DATASETS.ROOTS.rsna", "/nowhere"), ("/nowhere", "DATASETS.ROOTS")),
+        (("MODEL.META_ARCHITECTURE", "FoundationY"), ("FoundationY",)),
+        (("MODEL.WEIGHTS", "/nowhere/m.safetensors"), ("/nowhere/m.safetensors",)),
+        (("SOLVER.FX.LR_FACTORS", "('trnk.*=1',)"), ("trnk.*",)),
+        (("--num-gpus", "3"), ("--num-gpus 3",)),
+        (("--eval-only",), ("MODEL.WEIGHTS", "--resume")),
+    ],
+)
+def test_wrong_use_is_one_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words, told
+):
+    monkeypatch.chdir(ROOT)
+    flags = [w for w in words if w.startswith("--")]
+    given = words if "--config-file" in flags else ("--config-file", QUICK, *words)
+    if not flags:
+        given = (*given, "OUTPUT_DIR", tmp_path / "run") if len(words) > 1 else given
+    if "--num-gpus" in flags and torch.cuda.device_count() >= 3:
+        pytest.skip("has these GPUs")
+    one_line(command(*given), *told)
+
+
+def test_an_output_folder_that_cannot_be_written(command: Command, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "run"
+    one_line(command("--config-file", QUICK, "OUTPUT_DIR", folder), folder)
+
+
+def test_files_of_others(command: Command, tmp_path: Path):
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"model": {}}))
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "m.pth")
+    words = ("--config-file", QUICK, "--eval-only", "OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS")
+    one_line(command(*words, tmp_path / "m.pkl"), "refused", "convert_trusted_pickle")
+    one_line(command(*words, tmp_path / "m.pth"), "none of its 1 tensors", "fc.weight")
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("INPUT:\n  FX:\n    SISE: 448\n")
+    one_line(command("--config-file", typo), "typo.yaml", "INPUT.FX.SISE", "INPUT.FX.SIZE")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{tmp_path}/ran']\n")
+    one_line(command("--config-file", bad), "bad.yaml", "os.mkdir")
+    assert not (tmp_path / "ran").exists()
+
+
+def _config(*sources: str) -> CfgNode:
+    return load_config(str(QUICK), ["MODEL.FX.SOURCES", str(sources), "MODEL.DEVICE", "cpu"])
+
+
+def test_sources_come_and_go(tmp_path: Path):
+    """Weights of A + B in models of A + B + C and of A: the shared part is bit-identical."""
+    torch.manual_seed(0)
+    both = build_model(_config("rsna", "chestx_det"))
+    FxCheckpointer(both, str(tmp_path), cfg=_config("rsna", "chestx_det")).save_weights("ab")
+    for sources, new, left in (
+        (("rsna", "chestx_det", "siim_acr"), "siim_acr", None),
+        (("rsna",), None, "chestx_det"),
+    ):
+        torch.manual_seed(1)
+        model = build_model(_config(*sources))
+        report = load_weights(model, tmp_path / "ab.safetensors")
+        mine, theirs = model.state_dict(), both.state_dict()
+        assert set(report.loaded) == set(mine) & set(theirs) and not report.mismatched
+        assert all(torch.equal(mine[name], theirs[name]) for name in report.loaded)
+        assert {n for n in report.loaded if n.startswith("trunk.")}
+        assert {n.split(".")[2] for n in report.new} == ({new} if new else set())
+        heads_left = {n.split(".")[2] for n in report.left_out if n.startswith("heads.")}
+        assert heads_left == ({left} if left else set())

@@ -1,0 +1,322 @@
+"""Every loss against a reference that shares no code with it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from fx_d2.modeling.losses import (
+    LABEL_LOSSES,
+    MASK_LOSSES,
+    asymmetric,
+    bce_dice,
+    class_weighted_bce,
+    focal,
+    mask_bce,
+    masked_bce,
+    masked_ce,
+    soft_dice,
+)
+
+NAN = float("nan")
+PREVALENCE = torch.tensor([0.01, 0.5, 0.9, 0.2, NAN])
+
+
+def label_loss(name: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    extra = {"prevalence": PREVALENCE[: logits.shape[1]]} if name == "class_weighted" else {}
+    return LABEL_LOSSES[name](logits, targets, **extra)
+
+
+@pytest.fixture
+def labels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and targets (6, 5); two images fully annotated, one not at all, soft labels too."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 5, generator=generator) * 3
+    targets = (torch.rand(6, 5, generator=generator) < 0.4).float()
+    targets[0], targets[1, 0] = torch.tensor([1.0, 0, 0, 0, 0]), 0.7
+    targets[2, :3] = NAN
+    targets[3] = NAN
+    targets[4, 4] = -1.0
+    return logits, targets
+
+
+@pytest.fixture
+def masks() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, masks (3, 4, 6, 5) and known (3, 4): channel 3 is never annotated, image 2 never."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, 4, 6, 5, generator=generator) * 2
+    truth = torch.rand(3, 4, 6, 5, generator=generator) < 0.3
+    truth[0, 1] = False  # annotated, empty
+    known = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    return logits, truth, known
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def reference(logits, targets, positive, negative) -> float:
+    """Mean over known labels of y * positive(p) + (1 - y) * negative(p), label by label."""
+    values = []
+    for x, y in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        if not math.isnan(y) and y >= 0:
+            p = sigmoid(x)
+            values.append(y * positive(p) + (1 - y) * negative(p))
+    return sum(values) / len(values)
+
+
+def test_masked_bce(labels):
+    expected = reference(*labels, lambda p: -math.log(p), lambda p: -math.log(1 - p))
+    assert masked_bce(*labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_masked_bce_is_plain_bce_where_all_is_known(labels):
+    logits, _ = labels
+    targets = (logits > 1).float()
+    expected = F.binary_cross_entropy_with_logits(logits, targets)
+    torch.testing.assert_close(masked_bce(logits, targets), expected)
+
+
+def test_class_weights(labels):
+    """By hand: e^(1 - p) for positives, e^p for negatives, class by class."""
+    logits, targets = labels
+    total, count = 0.0, 0
+    for c, prevalence in enumerate([0.01, 0.5, 0.9, 0.2, 0.5]):
+        for x, y in zip(logits[:, c].tolist(), targets[:, c].tolist(), strict=True):
+            if not math.isnan(y) and y >= 0:
+                p = sigmoid(x)
+                total -= math.exp(1 - prevalence) * y * math.log(p)
+                total -= math.exp(prevalence) * (1 - y) * math.log(1 - p)
+                count += 1
+    loss = class_weighted_bce(logits, targets, prevalence=PREVALENCE)
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_masked_ce(labels, weighted):
+    logits, targets = labels
+    targets = targets.clone()
+    targets[0] = F.one_hot(torch.tensor(2), 5)
+    targets[1] = F.one_hot(torch.tensor(4), 5)
+    targets[5] = F.one_hot(torch.tensor(0), 5)
+    weight = torch.tensor([0.5, 1.0, 2.0, 1.0, 3.0]) if weighted else None
+    rows = [0, 1, 5]  # 2 and 3 have a NaN, 4 an uncertain label
+    expected = F.cross_entropy(logits[rows], targets[rows].argmax(1), weight=weight)
+    torch.testing.assert_close(masked_ce(logits, targets, class_weight=weight), expected)
+
+
+def test_masked_ce_of_soft_targets_and_of_an_image_of_no_class(labels):
+    logits, targets = labels
+    targets = targets.clone()
+    targets[:] = NAN
+    targets[0] = torch.tensor([0.5, 0.5, 0.0, 0.0, 1.0])
+    targets[1] = 0.0  # annotated, and of none of the classes: a softmax cannot say that
+    expected = F.cross_entropy(logits[:1], targets[:1] / 2)
+    torch.testing.assert_close(masked_ce(logits, targets), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("alpha", [0.25, None])
+def test_focal(labels, gamma, alpha):
+    logits, targets = labels
+    hard = torch.where(targets >= 0, targets.round(), targets)
+    known = hard >= 0
+    expected = sigmoid_focal_loss(
+        logits[known], hard[known], alpha=-1 if alpha is None else alpha, gamma=gamma
+    ).mean()
+    torch.testing.assert_close(focal(logits, hard, gamma=gamma, alpha=alpha), expected)
+
+
+@pytest.mark.parametrize(
+    ("gamma_negative", "gamma_positive", "clip"),
+    [(4.0, 1.0, 0.05), (2.0, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 0.5, 0.2), (0.0, 0.0, 0.1)],
+)
+def test_asymmetric(labels, gamma_negative, gamma_positive, clip):
+    def positive(p):
+        return -((1 - p) ** gamma_positive) * math.log(p)
+
+    def negative(p):
+        shifted = max(p - clip, 0.0)
+        return -(shifted**gamma_negative) * math.log(1 - shifted)
+
+    loss = asymmetric(
+        *labels, gamma_negative=gamma_negative, gamma_positive=gamma_positive, clip=clip
+    )
+    assert loss.item() == pytest.approx(reference(*labels, positive, negative), rel=1e-4)
+
+
+def test_focal_and_asymmetric_without_focus_are_bce(labels):
+    plain = masked_bce(*labels)
+    torch.testing.assert_close(focal(*labels, gamma=0.0, alpha=None), plain)
+    bare = asymmetric(*labels, gamma_negative=0, gamma_positive=0, clip=0)
+    torch.testing.assert_close(bare, plain)
+
+
+@pytest.mark.parametrize("name", LABEL_LOSSES)
+def test_an_unknown_label_gets_exactly_no_gradient(labels, name):
+    """Whatever the logit there, and the others' gradients do not depend on it."""
+    logits, targets = labels
+    if name == "ce":  # rows count as a whole
+        targets = F.one_hot(torch.tensor([1, 2, 0, 4, 3, 3]), 5).float()
+        targets[2, :3], targets[3] = NAN, NAN
+    gradients = []
+    for value in (0.0, -50.0, 1e30, float("inf"), NAN):
+        x = logits.masked_fill(targets.isnan(), value).requires_grad_()
+        loss = label_loss(name, x, targets)
+        loss.backward()
+        assert torch.isfinite(loss)
+        unknown = targets.isnan()
+        assert (x.grad[unknown] == 0).all()
+        counts = ~unknown.any(1, keepdim=True) if name == "ce" else ~unknown & (targets >= 0)
+        assert (x.grad[counts.expand_as(x)] != 0).float().mean() > 0.7
+        gradients.append(x.grad)
+    assert all(torch.equal(g, gradients[0]) for g in gradients)
+
+
+@pytest.mark.parametrize("name", LABEL_LOSSES)
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (0, 4), (2, 0)])
+def test_nothing_annotated_is_a_differentiable_zero(name, shape):
+    x = torch.randn(shape, requires_grad=True)
+    loss = label_loss(name, x, torch.full(shape, NAN))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(x.grad, torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", LABEL_LOSSES)
+def test_extreme_logits_stay_finite(name):
+    x = torch.tensor([[1e4, -1e4, 1e4, -1e4], [80.0, -80.0, 0.0, 1e-9]], requires_grad=True)
+    loss = label_loss(name, x, torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("name", LABEL_LOSSES)
+def test_label_losses_compute_in_float32(labels, name):
+    """bf16 logits, also under autocast, lose nothing beyond their own rounding."""
+    logits, targets = labels
+    rounded = logits.bfloat16()
+    expected = label_loss(name, rounded.float(), targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = label_loss(name, rounded, targets.bfloat16().float())
+    assert loss.dtype == torch.float32
+    reference_loss = label_loss(name, rounded.float(), targets.bfloat16().float())
+    assert torch.equal(loss, reference_loss)
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=1e-3)
+
+
+def dice_reference(logits, masks, known, over, smooth) -> float:
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    g, known = masks.double().numpy(), known.numpy()
+    one = [(n, c) for n in range(len(p)) for c in range(p.shape[1]) if known[n, c]]
+    groups = {
+        "image": [[pair] for pair in one],
+        "channel": [[(n, c) for n, c in one if c == k] for k in {c for _, c in one}],
+        "batch": [one],
+    }[over]
+    losses = []
+    for group in groups:
+        both = sum((p[i] * g[i]).sum() for i in group)
+        total = sum(p[i].sum() + g[i].sum() for i in group)
+        losses.append(1 - (2 * both + smooth) / (total + smooth))
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("over", ["image", "channel", "batch"])
+@pytest.mark.parametrize("smooth", [1.0, 1e-3])
+def test_soft_dice(masks, over, smooth):
+    loss = soft_dice(*masks, over=over, smooth=smooth)
+    assert loss.item() == pytest.approx(dice_reference(*masks, over, smooth), rel=1e-5)
+
+
+def test_mask_bce_and_the_sum(masks):
+    logits, truth, known = masks
+    expected = F.binary_cross_entropy_with_logits(logits[known], truth[known].float())
+    torch.testing.assert_close(mask_bce(*masks), expected)
+    both = bce_dice(*masks, over="batch", bce_weight=0.5, dice_weight=2.0)
+    dice = dice_reference(*masks, "batch", 1.0)
+    assert both.item() == pytest.approx(0.5 * expected.item() + 2 * dice, rel=1e-5)
+
+
+def test_a_perfect_mask_has_no_loss_and_an_empty_one_counts():
+    truth = torch.zeros(1, 2, 4, 4)
+    truth[:, 0, :2] = 1
+    perfect = (truth - 0.5) * 200
+    known = torch.ones(1, 2)
+    assert bce_dice(perfect, truth, known).item() == pytest.approx(0, abs=1e-6)
+    # the second channel is annotated and empty: filling it costs
+    assert soft_dice(torch.full_like(perfect, 9.0), truth, known).item() > 0.5
+
+
+CASES = [("dice", {"over": o}) for o in ("image", "channel", "batch")]
+CASES += [("bce", {}), ("bce_dice", {"over": "batch"})]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_an_unknown_channel_gets_exactly_no_gradient(masks, name, options):
+    logits, truth, known = masks
+    gradients = []
+    for value in (0.0, 1e30, float("inf"), NAN):
+        x = logits.clone()
+        x[~known] = value
+        x.requires_grad_()
+        loss = MASK_LOSSES[name](x, truth, known, **options)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert (x.grad[~known] == 0).all()
+        assert (x.grad[known] != 0).all()
+        gradients.append(x.grad)
+    assert all(torch.equal(g, gradients[0]) for g in gradients)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (1, 1, 1, 1), (0, 2, 4, 4)])
+def test_no_mask_annotated_is_a_differentiable_zero(name, options, shape):
+    x = torch.randn(shape, requires_grad=True)
+    loss = MASK_LOSSES[name](x, torch.ones(shape), torch.zeros(shape[:2]), **options)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(x.grad, torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_mask_losses_compute_in_float32(name, options):
+    """A sum over 16 x 256 x 256 ones is 1,048,576; bf16 stops counting at 256."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 1, 256, 256, generator=generator).bfloat16()
+    truth = torch.rand(16, 1, 256, 256, generator=generator) < 0.5
+    known = torch.ones(16, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = MASK_LOSSES[name](logits, truth, known, **options)
+    expected = MASK_LOSSES[name](logits.double().float(), truth, known, **options)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+    if name == "dice":
+        wanted = dice_reference(logits, truth, known.bool(), options["over"], 1.0)
+        assert loss.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_wrong_shapes_and_arguments_are_named():
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"\(2, 3\) and targets \(2, 4\)"):
+        masked_bce(x, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"known \(2, 4\)"):
+        soft_dice(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="there are 3 classes"):
+        masked_bce(x, x, positive_weight=torch.ones(4))
+    maps = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="'pixel'"):
+        soft_dice(maps, maps, x, over="pixel")
+    with pytest.raises(ValueError, match="smooth 0"):
+        soft_dice(maps, maps, x, smooth=0)
+    with pytest.raises(ValueError, match="clip 1.5"):
+        asymmetric(x, x, clip=1.5)
+    with pytest.raises(ValueError, match="gamma_negative 0.5"):
+        asymmetric(x, x, gamma_negative=0.5)
+    with pytest.raises(ValueError, match="-1"):
+        focal(x, x, gamma=-1)

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Train or evaluate the model of a config.
+
+    python tools/train_net.py --config-file configs/foundation_x/swin_t_11src_xplus.yaml
+    python tools/train_net.py --config-file FILE --num-gpus 8 SOLVER.IMS_PER_BATCH 192
+    python tools/train_net.py --config-file FILE --resume
+    python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS W.safetensors
+
+The datasets lie below $DETECTRON2_DATASETS. Without a GPU everything runs on the CPU. Exit code:
+0 done, 1 results not as TEST.EXPECTED_RESULTS says, 2 an error that one line explains, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import fx_d2  # noqa: F401  isort: skip  (first: it quiets what Detectron2's imports warn about)
+import torch
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from fx_d2.data.errors import DataError
+from fx_d2.engine.checkpoint import FxCheckpointer
+from fx_d2.engine.setup import ConfigError, check_datasets, config_errors, load_config
+from fx_d2.engine.trainer import FxTrainer, NonFiniteLoss, check_heads
+
+_FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser(epilog=(__doc__ or "").partition("\n")[2])
+    parser.description = (__doc__ or "").partition("\n")[0]
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def _set_up(args: argparse.Namespace):
+    cfg = load_config(args.config_file, args.opts)
+    check_datasets(cfg, train=not args.eval_only)
+    if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise ConfigError(f"--num-gpus {args.num_gpus}, but MODEL.DEVICE is the CPU here")
+    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
+        )
+    with config_errors():
+        default_setup(cfg, args)
+    log = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")
+    log.info("running on %s", cfg.MODEL.DEVICE)
+    return cfg
+
+
+def _evaluate(cfg, args: argparse.Namespace) -> None:
+    with config_errors():
+        model = FxTrainer.build_model(cfg)
+        check_heads(cfg, model)
+    checkpointer = FxCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = FxTrainer.test(cfg, model)
+    if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
+        verify_results(cfg, results)
+
+
+def _train(cfg, args: argparse.Namespace) -> None:
+    with config_errors():
+        trainer = FxTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def _run(args: argparse.Namespace) -> None:
+    """In every process; an error for the user becomes one line and exit code 2."""
+    try:
+        cfg = _set_up(args)
+        (_evaluate if args.eval_only else _train)(cfg, args)
+    except KeyboardInterrupt:
+        print(
+            "train_net.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr
+        )
+        sys.exit(130)
+    except _FOR_USERS as exc:
+        if args.traceback:
+            raise
+        if comm.is_main_process():
+            print(f"train_net.py: error: {exc}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    found = torch.cuda.device_count()
+    if args.num_gpus > max(found, 1):
+        print(f"train_net.py: error: --num-gpus {args.num_gpus}, {found} found", file=sys.stderr)
+        sys.exit(2)
+    try:
+        launch(
+            _run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as exc:
+        sys.exit(exc.exit_code or 1)
+
+
+if __name__ == "__main__":
+    main()
