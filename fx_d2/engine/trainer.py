@@ -27,7 +27,7 @@ from fx_d2.data.atomic import write_atomically
 from fx_d2.data.build import build_eval_loader, build_task_loader, source_of, tasks_of
 from fx_d2.data.draws import draw_key
 from fx_d2.data.errors import DataError
-from fx_d2.data.sources import TASKS
+from fx_d2.data.source import TASKS
 from fx_d2.data.task_loader import Batch, TaskLoader
 from fx_d2.evaluation import (
     Results,

@@ -12,7 +12,8 @@ from detectron2.utils import comm
 
 from fx_d2.data.build import source_of
 from fx_d2.data.record import Record
-from fx_d2.data.sources import TASKS, get_source
+from fx_d2.data.source import TASKS
+from fx_d2.data.sources import get_source
 
 from .classification import ClassificationEvaluator
 from .detection import DetectionEvaluator

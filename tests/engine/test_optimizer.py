@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from fx_d2.config import add_fx_config
-from fx_d2.data.sources import TASKS
+from fx_d2.data.source import TASKS
 from fx_d2.engine.optimizer import NormClipper, build_optimizer, layer_of, parameter_groups
 from fx_d2.engine.setup import load_config
 

@@ -22,7 +22,8 @@ from fx_d2.config import add_fx_config
 from fx_d2.data.builtin import load_records
 from fx_d2.data.masks import instance_reference, load_mask
 from fx_d2.data.record import box_xyxy
-from fx_d2.data.sources import SOURCES, TASKS
+from fx_d2.data.source import TASKS
+from fx_d2.data.sources import SOURCES
 from fx_d2.evaluation import (
     EVALUATORS,
     FxEvaluator,

@@ -13,7 +13,8 @@ from typing import Any
 from detectron2.layers import ShapeSpec
 
 from fx_d2.data.build import source_of, tasks_of
-from fx_d2.data.sources import TASKS, get_source
+from fx_d2.data.source import TASKS
+from fx_d2.data.sources import get_source
 
 ANY_CLASS = "any"
 
