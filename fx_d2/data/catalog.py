@@ -263,8 +263,8 @@ def load_records(
         raise DataError(
             f"no record in {key} {split} ({report.summary()})",
             file=folder,
-            fix="run tools/doctor.py on this source; a split carved from a handful of patients may be "
-            "empty: take another split or more patients",
+            fix="run tools/doctor.py on this source; a split carved from a handful of patients "
+            "may be empty: take another split or more patients",
         )
     _logger.info("%s %s: %d records, %.1f MB", key, split, len(records), records.nbytes / 1e6)
     return records
