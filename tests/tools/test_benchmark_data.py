@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -70,21 +71,21 @@ def test_missing_data_is_one_line_and_a_failure(benchmark, tmp_path, capsys):
     assert error.count("\n") == 1 and str(tmp_path) in error
 
 
-def test_peak_is_that_of_the_reading(benchmark):
+@pytest.mark.parametrize("left_over", ["nothing", "freed memory", "garbage"])
+def test_peak_is_that_of_the_reading(benchmark, monkeypatch, left_over):
     if np.isnan(benchmark._status_mib("VmRSS")):
         pytest.skip("peak memory is read from /proc, which this system does not have")
 
     def read(_: str):
-        # 64 MiB: above 32, where malloc may reuse memory that earlier tests have freed but that
-        # still counts as resident, so that nothing would be seen to grow.
-        pixels = np.ones((4096, 4096), dtype=np.float32)
-        return benchmark.LoadedImage(pixels, None)
+        gc.collect()
+        chunks = [np.ones(1 << 17) for _ in range(64)]  # 64 MiB in pieces that malloc reuses
+        return benchmark.LoadedImage(np.stack(chunks[:1]), None)
 
-    def prepare_nothing(loaded, size_px):
-        return loaded
-
-    original, benchmark._prepare = benchmark._prepare, prepare_nothing
-    try:
-        assert 60 < benchmark._peak(read, ["a", "b"], 64) < 180
-    finally:
-        benchmark._prepare = original
+    monkeypatch.setattr(benchmark, "_prepare", lambda loaded, size_px: loaded)
+    held = [np.ones(1 << 17) for _ in range(200)]
+    if left_over == "freed memory":
+        del held[:-1]  # the last piece keeps the heap from shrinking
+    elif left_over == "garbage":
+        held.append(held)  # only the collector can free it
+        del held
+    assert 60 < benchmark._peak(read, ["a", "b"], 64) < 180
