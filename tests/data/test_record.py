@@ -62,6 +62,7 @@ def test_good_records(good):
         (record(labels=np.zeros(13)), "float32"),
         (record(labels=[0.0] * 13), "float32"),
         (record(labels=np.full(13, 0.5, dtype=np.float32)), "0, 1, -1"),
+        (record(labels=np.full(13, 2, dtype=np.float32)), "0, 1, -1"),
         (record(annotations=[box(bbox=[1, 2, 3])]), "4 numbers"),
         (record(annotations=[box(bbox=[1, 2, np.nan, 9])]), "4 numbers"),
         (record(annotations=[box(bbox_mode=None)]), "bbox_mode is None"),
@@ -93,7 +94,10 @@ def test_one_class_only_of_a_multiclass_source():
 
 def test_instance_masks_are_asked_of_sources_that_have_them():
     plain = replace(SOURCE, key="chestx_det", instance_masks=False)
-    validate_record(record(annotations=[box(segmentation=SQUARE)]), plain)
+    boxes_only = record(annotations=[{k: v for k, v in box().items() if k != "segmentation"}])
+    validate_record(boxes_only, plain)
+    with pytest.raises(DataError, match="no segmentation"):
+        validate_record(boxes_only, SOURCE)
 
 
 def test_box_xyxy():

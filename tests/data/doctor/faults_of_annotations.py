@@ -181,7 +181,7 @@ def _train_and_test(root: Path) -> tuple[Path, Path]:
 
 
 @fault("duplicates/image", "nih14", says=["same picture as", "train", "test"])
-def test_image_is_a_training_image(root: Path) -> None:
+def held_out_image_is_a_training_image(root: Path) -> None:
     train, test = _train_and_test(root)
     pixels = Image.open(train).convert("L")
     pixels.resize((700, 700)).resize((1024, 1024)).save(test)
