@@ -25,7 +25,7 @@ from .readers.base import ReadRequest
 from .record import PackedRecords, Record, validate_record
 from .source import Part, Source
 from .sources import get_source
-from .splits import patients_between, read_split_file
+from .splits import folds_of, patients_between, read_split_file
 
 _logger = logging.getLogger(__name__)
 
@@ -328,6 +328,39 @@ def patients_of(
 def _contains(part: Part, other: Part) -> bool:
     larger = (part.high - part.low) > (other.high - other.low)
     return larger and part.name == other.name and part.low <= other.low < other.high <= part.high
+
+
+def fold_ids(
+    key: str,
+    count: int,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    report: ReadReport | None = None,
+) -> list[dict[str, list[str]]]:
+    """Per fold of a cross-validation ``{"train": ids, "test": ids}``, patient-wise.
+
+    All images of the source take part, whatever part they were published in.
+    """
+    source = get_source(key)
+    report = make_report(key, None if root is None else Path(root)) if report is None else report
+    ids: list[str] = []
+    patients: list[str] = []
+    for name in dict.fromkeys(part.name for part in source.splits.values()):
+        stream = read_part(key, name, root=root, report=report)
+        _, found, theirs = _pack(stream, f"{key} {name}")
+        ids += found
+        patients += theirs
+    try:
+        folds = folds_of(patients, count, salt=source.folder)
+    except ValueError as exc:
+        raise DataError(f"{key}: {exc}", file=root, fix="ask for another number of folds") from exc
+    return [
+        {
+            "train": [i for i, fold in zip(ids, folds, strict=True) if fold != held],
+            "test": [i for i, fold in zip(ids, folds, strict=True) if fold == held],
+        }
+        for held in range(count)
+    ]
 
 
 def split_ids(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,39 @@ def patients_between(
         return {patient for patient, key in keys.items() if first <= key < end}
     ranked = sorted(keys, key=lambda patient: (keys[patient], patient))
     return set(ranked[round(low * len(ranked)) : round(high * len(ranked))])
+
+
+def folds_of(
+    patients: Sequence[str], count: int, *, seed: int = SPLIT_SEED, salt: str = ""
+) -> list[int]:
+    """The fold of every image for cross-validation; a patient's images are in one fold.
+
+    Patients are taken in the order of their keys and cut where the images, not the patients, are
+    about equally many: in a small dataset one patient may have a dozen.
+
+    Args:
+        patients: of each image.
+        count: of folds, at least 2.
+        seed: part of the keys.
+        salt: the source's folder.
+
+    Returns:
+        Per image a number from 0 to ``count - 1``; every fold has images.
+    """
+    images = Counter(patients)
+    if not 2 <= count <= len(images):
+        raise ValueError(f"{count} folds of {len(images)} patients; allowed: 2 to that number")
+    ranked = sorted(images, key=lambda patient: (draw_key(seed, salt, patient), patient))
+    fold_of: dict[str, int] = {}
+    before, fold = 0, -1
+    for left, patient in zip(range(len(ranked), 0, -1), ranked, strict=True):
+        middle = (before + images[patient] / 2) / len(patients)
+        # No fold is left out: not by one patient with many images, nor for want of patients.
+        enough = left > count - 1 - fold
+        fold = min(max(int(middle * count), fold), fold + 1) if enough else fold + 1
+        fold_of[patient] = fold
+        before += images[patient]
+    return [fold_of[patient] for patient in patients]
 
 
 def write_split_file(

@@ -232,6 +232,25 @@ def test_a_split_that_contains_others_is_not_written_down(datasets, own_source):
     assert sorted(written["a"] + written["b"]) == [str(i) for i in range(10)]
 
 
+def test_folds_hold_every_image_once(datasets, tmp_path, capsys):
+    out = tmp_path / "shenzhen.json"
+    assert make_split.main(["--source", "shenzhen", "--folds", "5", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("test: 8 images") == 5
+    held = []
+    for number in range(1, 6):
+        path = out.with_name(f"shenzhen_fold{number}.json")
+        train, test = (
+            ids(builtin.load_records("shenzhen", split, split_file=path))
+            for split in ("train", "test")
+        )
+        assert len(train) == 32 and not set(train) & set(test)
+        held += test
+    assert sorted(held) == sorted(ids(builtin.load_records("shenzhen", "all")))
+    many = ["--source", "shenzhen", "--folds", "41", "--out", str(out)]
+    assert make_split.main(many) == 1
+    assert "41 folds of 40 patients" in capsys.readouterr().err
+
+
 def test_make_split_says_what_is_wrong(datasets, tmp_path, capsys):
     out = ["--out", str(tmp_path / "x.json")]
     assert make_split.main(["--source", "shenzen", *out]) == 2

@@ -6,7 +6,12 @@ import os
 import pytest
 
 from fx_d2.data.errors import DataError
-from fx_d2.data.splits import patients_between, read_split_file, write_split_file
+from fx_d2.data.splits import (
+    folds_of,
+    patients_between,
+    read_split_file,
+    write_split_file,
+)
 
 PATIENTS = [f"p{i:04d}" for i in range(1000)]
 
@@ -51,6 +56,31 @@ def test_leaving_patients_out_moves_nobody_in_a_large_source():
 def test_impossible_shares(low, high):
     with pytest.raises(ValueError, match="fractions"):
         patients_between(PATIENTS, low, high)
+
+
+@pytest.mark.parametrize(
+    "counts", [[1] * 60, [30, 1, 1, 1, 1], [1, 1, 1, 1, 50], [12, 9, 7, 7, 5, 5, 4, 3, 3, 2, 2, 1]]
+)
+def test_folds_keep_patients_together_and_none_is_empty(counts):
+    patients = [f"p{i}" for i, images in enumerate(counts) for _ in range(images)]
+    folds = folds_of(patients, 5, salt="covid19_seg")
+    assert set(folds) == set(range(5))
+    assert len(set(zip(patients, folds, strict=True))) == len(counts)
+    sizes = [folds.count(fold) for fold in range(5)]
+    assert max(sizes) - min(sizes) <= 2 * max(counts) or max(counts) > len(patients) / 5
+
+
+def test_equal_patients_make_equal_folds_whatever_their_order():
+    folds = folds_of(PATIENTS, 5)
+    assert [folds.count(fold) for fold in range(5)] == [200] * 5
+    assert folds_of(PATIENTS[::-1], 5)[::-1] == folds
+    assert folds_of(PATIENTS, 5, salt="other") != folds
+
+
+@pytest.mark.parametrize("count", [1, 1001])
+def test_impossible_folds(count):
+    with pytest.raises(ValueError, match="folds"):
+        folds_of(PATIENTS, count)
 
 
 def test_files_are_written_and_read_back(tmp_path):
