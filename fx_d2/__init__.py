@@ -9,6 +9,10 @@ nothing is downloaded, no seed and no thread setting is touched.
 from __future__ import annotations
 
 import warnings as _warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -28,4 +32,13 @@ from . import modeling as _modeling  # noqa: F401  (registers trunks, heads, met
 from .config import add_fx_config
 from .data import builtin as _builtin  # noqa: F401  (registers <source>_<split>)
 
-__all__ = ["__version__", "add_fx_config"]
+__all__ = ["Predictor", "__version__", "add_fx_config"]
+
+
+def __getattr__(name: str) -> Any:
+    """``Predictor`` when it is asked for: training and reading data do without its imports."""
+    if name == "Predictor":
+        from .predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

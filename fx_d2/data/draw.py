@@ -18,6 +18,7 @@ from .record import UNCERTAIN, Record, box_xyxy
 from .source import Source
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3) RGB
+_Place = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 # Distinguishable with the common colour blindnesses, and on grey.
 _BASE_COLOURS = (
@@ -30,10 +31,10 @@ _BASE_COLOURS = (
     (120, 130, 255),
     (255, 175, 200),
 )
-_BACKGROUND = (18, 20, 24)
-_TEXT = (235, 235, 235)
-_DIM = (135, 140, 148)
-_POSITIVE = (255, 196, 87)
+BACKGROUND = (18, 20, 24)
+TEXT = (235, 235, 235)
+DIM = (135, 140, 148)
+POSITIVE = (255, 196, 87)
 _UNCERTAIN_COLOUR = (150, 190, 255)
 _FILL = 0.32  # opacity of a mask
 _MAX_EMPTY = 3  # empty masks named one by one in the legend
@@ -214,11 +215,13 @@ def _paint_box(picture: Picture, box: Sequence[float], colour: tuple[int, int, i
     cv2.rectangle(picture, (x0, y0), (x1, y1), colour, thick, cv2.LINE_AA)
 
 
-def _font(size_px: int) -> Any:
+def font_of(size_px: int) -> Any:
+    """Pillow's own font."""
     return ImageFont.load_default(size=size_px)
 
 
-def _font_px(picture: Picture) -> int:
+def font_px(picture: Picture) -> int:
+    """Size of the text on a picture: readable when it fills the screen."""
     return max(12, round(max(picture.shape[:2]) / 42))
 
 
@@ -228,31 +231,56 @@ def _name_boxes(
     colours: dict[str, tuple[int, int, int]],
     scale: float,
 ) -> Picture:
-    """Names at the boxes, moved down where two would cover each other."""
+    """Names at the boxes, none over another."""
     image = Image.fromarray(picture)
-    pen, font = ImageDraw.Draw(image), _font(_font_px(picture))
-    taken: list[tuple[float, float, float, float]] = []
+    pen, font = ImageDraw.Draw(image), font_of(font_px(picture))
+    taken: list[_Place] = []
     for name, box, note in scene.boxes:
-        x0, y0, _, _ = (v * scale for v in box)
-        wide, high = _text_size(pen, name + note, font)
-        x = min(max(x0, 0), image.width - wide - 6)
-        y = y0 - high - 6 if y0 - high - 6 >= 0 else y0 + 3
-        while any(_meet((x, y, x + wide + 6, y + high + 5), other) for other in taken):
-            y += high + 6
-        if y + high + 5 > image.height:
-            y = max(0, image.height - high - 6)
-        place = (x, y, x + wide + 6, y + high + 5)
+        wide, high = text_size(pen, name + note, font)
+        size = (wide + 6, high + 5)
+        place = _free_place([v * scale for v in box], size, image.size, taken)
         taken.append(place)
         pen.rectangle(place, fill=colours[name])
-        pen.text((x + 3, y + 1), name + note, fill=(0, 0, 0), font=font)
+        pen.text((place[0] + 3, place[1] + 1), name + note, fill=(0, 0, 0), font=font)
     return np.asarray(image)
+
+
+def _free_place(
+    box: Sequence[float], size: tuple[int, int], frame: tuple[int, int], taken: Sequence[_Place]
+) -> _Place:
+    """Where a name of ``size`` stands: at its box where that is free, else as near as possible.
+
+    Args:
+        box: in pixels of the picture.
+        size: (width, height) of the name with its margin.
+        frame: (width, height) of the picture.
+        taken: places of other names.
+    """
+    x0, y0, x1, y1 = box
+    wide, high = size
+    beside = [
+        *((x0, y0 - high - 1), (x0, y1 + 2), (x1 - wide, y0 - high - 1), (x1 - wide, y1 + 2)),
+        *((x0, y0 + 2), (x1 + 2, y0), (x0 - wide - 2, y0)),
+    ]
+    step = max(high // 2, 1)
+    rows = range(0, max(frame[1] - high, 1), step)
+    anywhere = [(x, y) for x in (x0, x1 - wide, 0, frame[0] - wide) for y in rows]
+    anywhere.sort(key=lambda spot: abs(spot[0] - x0) + abs(spot[1] - y0))
+    inside = [
+        (min(max(x, 0), max(frame[0] - wide - 1, 0)), min(max(y, 0), max(frame[1] - high - 1, 0)))
+        for x, y in (*beside, *anywhere)
+    ]
+    places = [(x, y, x + wide, y + high) for x, y in inside]
+    free = (place for place in places if not any(_meet(place, other) for other in taken))
+    return next(free, places[0])
 
 
 def _meet(a: Sequence[float], b: Sequence[float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _text_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[int, int]:
+def text_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[int, int]:
+    """(width, height) in pixels."""
     left, _, right, bottom = pen.textbbox((0, 0), text, font=font)
     return int(right - left), int(bottom)
 
@@ -260,35 +288,35 @@ def _text_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[int, int
 @dataclass(frozen=True)
 class _Line:
     text: str
-    colour: tuple[int, int, int] = _TEXT
+    colour: tuple[int, int, int] = TEXT
     swatch: tuple[int, int, int] | None = None
     hollow: bool = False
 
 
 def _legend(scene: Scene, colours: dict[str, tuple[int, int, int]]) -> Iterator[_Line]:
     if scene.labels:
-        yield _Line("labels", _DIM)
+        yield _Line("labels", DIM)
         yield from _label_lines(scene.labels)
     counts: dict[str, int] = {}
     for name, _, _ in scene.boxes:
         counts[name] = counts.get(name, 0) + 1
     if counts:
-        yield _Line("boxes", _DIM)
+        yield _Line("boxes", DIM)
         for name, number in counts.items():
             times = f" x{number}" if number > 1 else ""
             yield _Line(name + times, swatch=colours[name], hollow=True)
     if scene.masks:
-        yield _Line("masks", _DIM)
+        yield _Line("masks", DIM)
         empty = [name for name, mask in scene.masks.items() if not mask.any()]
         for name in scene.masks:
             if name not in empty:
                 yield _Line(name, swatch=colours[name])
         if len(empty) > _MAX_EMPTY:
-            yield _Line(f"{len(empty)} empty", _DIM)
+            yield _Line(f"{len(empty)} empty", DIM)
         else:
-            yield from (_Line(f"{name} (empty)", _DIM) for name in empty)
+            yield from (_Line(f"{name} (empty)", DIM) for name in empty)
     for note in scene.notes:
-        yield _Line(note, _DIM)
+        yield _Line(note, DIM)
 
 
 def _label_lines(labels: dict[str, float]) -> Iterator[_Line]:
@@ -297,7 +325,7 @@ def _label_lines(labels: dict[str, float]) -> Iterator[_Line]:
     positive = [name for name, value in labels.items() if value == 1]
     uncertain = [name for name, value in labels.items() if value == UNCERTAIN]
     for name in positive:
-        yield _Line(f"+ {name}", _POSITIVE)
+        yield _Line(f"+ {name}", POSITIVE)
     for name in uncertain:
         yield _Line(f"? {name} (uncertain)", _UNCERTAIN_COLOUR)
     for name, value in soft.items():
@@ -306,30 +334,28 @@ def _label_lines(labels: dict[str, float]) -> Iterator[_Line]:
         yield _Line("all negative")
     if unknown:
         more = "all" if len(unknown) == len(labels) else str(len(unknown))
-        yield _Line(f"{more} not annotated", _DIM)
+        yield _Line(f"{more} not annotated", DIM)
 
 
 def _beside_legend(
     picture: Picture, scene: Scene, colours: dict[str, tuple[int, int, int]]
 ) -> Picture:
     """The picture under its title, the legend at its right, on a dark ground."""
-    size = _font_px(picture)
-    font = _font(size)
+    size = font_px(picture)
+    font = font_of(size)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     lines = list(_legend(scene, colours))
     row = round(size * 1.45)
     indent = round(size * 1.3)
-    widths = [
-        _text_size(pen, line.text, font)[0] + (indent if line.swatch else 0) for line in lines
-    ]
+    widths = [text_size(pen, line.text, font)[0] + (indent if line.swatch else 0) for line in lines]
     side = max(widths, default=0) + (2 * size if lines else 0)
     top = row + 4 if scene.title else 0
     height = max(picture.shape[0] + top, top + row * len(lines) + size)
-    image = Image.new("RGB", (picture.shape[1] + side, height), _BACKGROUND)
+    image = Image.new("RGB", (picture.shape[1] + side, height), BACKGROUND)
     image.paste(Image.fromarray(picture), (0, top))
     pen = ImageDraw.Draw(image)
     if scene.title:
-        pen.text((4, 2), _cut(pen, scene.title, font, image.width - 8), fill=_TEXT, font=font)
+        pen.text((4, 2), fitted(pen, scene.title, font, image.width - 8), fill=TEXT, font=font)
     x, y = picture.shape[1] + size, top + size // 2
     for line in lines:
         if line.swatch:
@@ -342,10 +368,11 @@ def _beside_legend(
     return np.asarray(image)
 
 
-def _cut(pen: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
-    if _text_size(pen, text, font)[0] <= width:
+def fitted(pen: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
+    """``text``, cut where it is wider than ``width`` pixels."""
+    if text_size(pen, text, font)[0] <= width:
         return text
-    while text and _text_size(pen, text + "...", font)[0] > width:
+    while text and text_size(pen, text + "...", font)[0] > width:
         text = text[:-1]
     return text + "..."
 
@@ -358,7 +385,7 @@ def contact_sheet(pictures: Sequence[Picture], *, columns: int = 4, gap_px: int 
     cell = max(picture.shape[1] for picture in pictures) + gap_px
     heights = [max(picture.shape[0] for picture in row) + gap_px for row in rows]
     width = cell * min(columns, len(pictures)) + gap_px
-    sheet = np.full((sum(heights) + gap_px, width, 3), _BACKGROUND, dtype=np.uint8)
+    sheet = np.full((sum(heights) + gap_px, width, 3), BACKGROUND, dtype=np.uint8)
     top = gap_px
     for row, height in zip(rows, heights, strict=True):
         for i, picture in enumerate(row):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..image_files import IMAGE_SUFFIXES
 from ..source import Source
 from ..tree import walk_files
 from .examination import Examination
 from .findings import Hit, check
 from .rows import OTHER, RowReport, blamed_text, route, row_hits
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".dcm", ".dicom", ".mha", ".img")
 _MAX_ORPHAN_FOLDER = 4  # DICOM trees hold one to a few files per folder,
 _MIN_TREE_FOLDERS = 8  # and many such folders
 
@@ -167,7 +167,7 @@ def _orphans(root: Path, known: set[str]) -> Iterator[str]:
     """Unindexed images beside indexed ones, or alone in a tree with a folder per image."""
     per_folder: Counter[str] = Counter(os.path.dirname(path) for path in known)
     suffixes = {os.path.splitext(path)[1].lower() for path in known}
-    no_suffix = not suffixes <= set(_SUFFIXES)  # CANDID's files are named by UID alone
+    no_suffix = not suffixes <= set(IMAGE_SUFFIXES)  # CANDID's files are named by UID alone
     children: dict[str, set[str]] = defaultdict(set)  # folder -> child folders with indexed files
     for path in per_folder:
         parent = os.path.dirname(path)
