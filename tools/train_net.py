@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import fx_d2  # noqa: F401  isort: skip  (first: it quiets what Detectron2's imports warn about)
 import torch
@@ -23,12 +24,14 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from fx_d2.command_line import WrongUse, check_output
 from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import FxCheckpointer
-from fx_d2.engine.setup import ConfigError, check_datasets, config_errors, load_config
-from fx_d2.engine.trainer import FxTrainer, NonFiniteLoss, check_heads
+from fx_d2.engine.checks import check_config, check_heads, check_loaded
+from fx_d2.engine.setup import ConfigError, config_errors, load_config
+from fx_d2.engine.trainer import FxTrainer, NonFiniteLoss
 
-_FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError)
+_FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError, WrongUse)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,13 +43,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _set_up(args: argparse.Namespace):
     cfg = load_config(args.config_file, args.opts)
-    check_datasets(cfg, train=not args.eval_only)
+    check_config(cfg, train=not args.eval_only)
     if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
         raise ConfigError(f"--num-gpus {args.num_gpus}, but MODEL.DEVICE is the CPU here")
     if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
         )
+    check_output(Path(cfg.OUTPUT_DIR), folder=True)
     with config_errors():
         default_setup(cfg, args)
     log = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")
@@ -57,9 +61,10 @@ def _set_up(args: argparse.Namespace):
 def _evaluate(cfg, args: argparse.Namespace) -> None:
     with config_errors():
         model = FxTrainer.build_model(cfg)
-        check_heads(cfg, model)
+        check_heads(cfg, model, train=False)
     checkpointer = FxCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    check_loaded(cfg, model, checkpointer.report)
     results = FxTrainer.test(cfg, model)
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)

@@ -24,7 +24,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from fx_d2.data.atomic import write_atomically
-from fx_d2.data.build import build_eval_loader, build_task_loader, source_of, tasks_of
+from fx_d2.data.build import build_eval_loader, build_task_loader, source_of
 from fx_d2.data.draws import draw_key
 from fx_d2.data.errors import DataError
 from fx_d2.data.source import TASKS
@@ -38,6 +38,7 @@ from fx_d2.evaluation import (
 )
 
 from .checkpoint import FxCheckpointer
+from .checks import check_heads, evaluated_tasks
 from .hooks import JointMix, KeepBest
 from .optimizer import NormClipper, build_optimizer
 from .setup import ConfigError
@@ -308,7 +309,7 @@ class FxTrainer(DefaultTrainer):
         by_dataset: dict[str, Results] = {}
         for number, name in enumerate(cfg.DATASETS.TEST):
             source = source_of(name)
-            tasks = _evaluated(cfg, name, model)
+            tasks = evaluated_tasks(cfg, name, _unwrapped(model))
             loader = build_eval_loader(cfg, name, tasks)
             evaluator = (
                 evaluators[number]
@@ -322,32 +323,15 @@ class FxTrainer(DefaultTrainer):
                 by_dataset[name] = inference_on_dataset(_unwrapped(model), loader, evaluator)
             if loader.skipped:
                 _logger.warning("%s: %d images left out", name, len(loader.skipped))
+                if comm.is_main_process() and not any(by_dataset[name].values()):
+                    raise DataError(
+                        f"nothing of {name} could be evaluated; {loader.skipped[-1]}",
+                        fix="run tools/doctor.py on this source",
+                    )
         results = merge_results(by_dataset) if comm.is_main_process() else Results()
         if results and cfg.OUTPUT_DIR:
             write_results(results, cfg.OUTPUT_DIR)
         return results
-
-
-def check_heads(cfg: CfgNode, model: nn.Module) -> None:
-    """Raise when a dataset to evaluate has no head; at the end of training it would be too late."""
-    for name in cfg.DATASETS.TEST:
-        _evaluated(cfg, name, model)
-
-
-def _evaluated(cfg: CfgNode, name: str, model: nn.Module) -> tuple[str, ...]:
-    """The tasks of a dataset that the model has heads for."""
-    source = source_of(name)
-    specs = getattr(_unwrapped(model), "specs", None)
-    tasks = tasks_of(cfg, source)
-    if specs is not None:
-        there = {(spec.source, spec.task) for spec in specs}
-        tasks = tuple(task for task in tasks if (source.key, task) in there)
-    if not tasks:
-        raise ConfigError(
-            f"DATASETS.TEST names {name!r}, but the model has no head for {source.key}; it has "
-            + ", ".join(spec.name for spec in specs or ())
-        )
-    return tasks
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

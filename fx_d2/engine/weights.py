@@ -238,6 +238,14 @@ def convert_trusted_pickle(path: str | os.PathLike[str], out: str | os.PathLike[
 
 
 def _read_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start[:1] != b"\x80" and start != b"PK":  # a pickle, or torch's archive of one
+        raise CheckpointError(
+            f"is no checkpoint: it begins with {start!r}",
+            file=path,
+            expected=f"a {_SUFFIX} file, or a .pth that torch.save wrote",
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
