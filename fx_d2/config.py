@@ -243,8 +243,8 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.CLS.LOSS = "bce"
     # Loss where exactly one class is true: "ce", or "bce" as the paper does for RSNA (1.2).
     cfg.MODEL.FX.CLS.MULTICLASS_LOSS = "ce"
-    # For "class_weighted": {source: [share of positives, per class]}; a source not named has plain
-    # bce.
+    # For "class_weighted": {source: [share of positives, per class]}. Training counts those of a
+    # source not named over its records and keeps them here, so that a checkpoint has them.
     cfg.MODEL.FX.CLS.PREVALENCE = CN(new_allowed=True)
     # Channels of a hidden layer before the linear one, per source; 0 is none, as in the paper.
     cfg.MODEL.FX.CLS.PROJECTOR = 0

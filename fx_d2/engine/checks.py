@@ -24,6 +24,7 @@ from fx_d2.data.build import source_of, tasks_of
 from fx_d2.data.formats.contract import VOI_POLICIES
 from fx_d2.data.intensity import MODES
 from fx_d2.data.label_policy import UNCERTAIN_POLICIES, UNKNOWN_POLICIES, Rule
+from fx_d2.data.sources import get_source
 from fx_d2.evaluation import evaluator_options
 from fx_d2.evaluation.coco_ap import BACKENDS
 from fx_d2.modeling.heads import CLASSIFIER_REGISTRY
@@ -113,6 +114,7 @@ def check_config(cfg: CfgNode, *, train: bool) -> None:
     """
     _check_names(cfg)
     _check_numbers(cfg)
+    _check_prevalence(cfg)
     if not cfg.OUTPUT_DIR:
         raise ConfigError("OUTPUT_DIR is empty; name a folder")
     _check_device(str(cfg.MODEL.DEVICE))
@@ -145,6 +147,18 @@ def _at(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
+
+
+def _check_prevalence(cfg: CfgNode) -> None:
+    for source, shares in cfg.MODEL.FX.CLS.PREVALENCE.items():
+        with config_errors():
+            classes = get_source(source).cls_classes
+        good = isinstance(shares, (list, tuple)) and len(shares) == len(classes)
+        if not (good and all(isinstance(p, (int, float)) and not (p < 0 or p > 1) for p in shares)):
+            raise ConfigError(
+                f"MODEL.FX.CLS.PREVALENCE.{source} is {shares}; expected {len(classes)} shares "
+                f"from 0 to 1, of {', '.join(classes)}; or leave it out: training counts them"
+            )
 
 
 def _check_device(name: str) -> None:

@@ -41,6 +41,7 @@ from .checkpoint import FxCheckpointer
 from .checks import check_heads, evaluated_tasks
 from .hooks import JointMix, KeepBest
 from .optimizer import NormClipper, build_optimizer
+from .prevalence import with_prevalence
 from .setup import ConfigError
 
 _logger = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class FxTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own would iterate the loader at once
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = with_prevalence(self.auto_scale_workers(cfg, comm.get_world_size()))
         self.cfg = cfg
         torch.manual_seed(max(cfg.SEED, 0))
         # Everything is built released and locked later: the optimizer has to know all parameters.
