@@ -195,10 +195,9 @@ class _Inputs(Dataset):
         self._source = source  # any: without targets the mapper does the same for all
 
     def __getitem__(self, image: Image) -> tuple[Image, dict[str, Any] | DataError]:
-        array = isinstance(image, np.ndarray)
-        name = "array" if array else os.fspath(image)
-        record = {"file_name": name, "image_id": name, "source": self._source}
-        if array:
+        name = "array" if isinstance(image, np.ndarray) else os.fspath(image)
+        record: Record = {"file_name": name, "image_id": name, "source": self._source}
+        if isinstance(image, np.ndarray):
             record["pixels"] = image
         try:
             return image, self._mapper(record, "loc", ("predict",))
