@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -246,6 +247,8 @@ def _read_torch(path: Path) -> Any:
             file=path,
             expected=f"a {_SUFFIX} file, or a .pth that torch.save wrote",
         )
+    if start == b"PK" and not zipfile.is_zipfile(path):
+        raise _damaged(path, EOFError("the archive ends too early"))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
