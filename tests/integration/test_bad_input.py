@@ -85,7 +85,7 @@ def evaluate(refused: Refused, tmp_path: Path) -> Train:
         # registered names
         (
             ("MODEL.META_ARCHITECTURE", "FoundationY"),
-            ("did you mean FoundationX", "GeneralizedRCNN"),
+            ("did you mean FoundationX", "RetinaNet"),
         ),
         (("MODEL.FX.CLS.NAME", "SourceClassifier"), ("did you mean MultiSourceClassifier",)),
         (("MODEL.ROI_HEADS.NAME", "MultiSourceROIHead"), ("did you mean MultiSourceROIHeads",)),
@@ -319,6 +319,6 @@ def test_resuming_with_another_model(train: Train, weights: Path, tmp_path: Path
     torch.save({"weights_sha256": "0" * 64}, tmp_path / "run/model_final.state.pt")
     assert "of different moments" in train("--resume", *QUICKER)
     (tmp_path / "run/model_final.state.pt").write_bytes(b"PK cut")
-    assert "damaged" in train("--resume", *QUICKER)
+    assert "ends too early" in train("--resume", *QUICKER)
     names = {"model_final.safetensors", "model_final.json"}
     assert {n: digest(tmp_path / "run" / n) for n in names} == {n: was[n] for n in names}
