@@ -133,12 +133,12 @@ def _with_bars(
     plans = []
     for rows in bars.choices():
         across, down = bars.extent(rows)
-        used = width * height + across * down
         for place in ((0, width), (height, 0)):
             whole = (max(width, place[1] + across), max(height, place[0] + down))
-            # As full as possible, and of the shape of a screen.
-            empty = math.log(whole[0] * whole[1] / used)
-            plans.append((empty + abs(math.log(whole[0] / whole[1] / _SCREEN)), whole, place, rows))
+            # As small as possible, and of the shape of a screen.
+            misfit = math.log(whole[0] * whole[1])
+            misfit += abs(math.log(whole[0] / whole[1] / _SCREEN))
+            plans.append((misfit, whole, place, rows))
     _, whole, place, rows = min(plans)
     return _stacked(whole, (films, (0, 0)), (bars.draw(rows), place))
 
