@@ -100,7 +100,14 @@ def assert_same(mine: Any, theirs: Any) -> None:
     [
         (),
         ("INPUT.FX.RESIZE", "keep", "INPUT.FX.INTENSITY.MODE", "depth"),
-        ("INPUT.FX.INTENSITY.GAMMA", 0.7, "INPUT.FX.INTENSITY.VOI", "ignore"),
+        (
+            "INPUT.FX.INTENSITY.GAMMA",
+            0.7,
+            "INPUT.FX.AUG.LOC.FLIP",
+            1.0,
+            "INPUT.FX.AUG.CLS.FLIP",
+            1.0,
+        ),
         ("SOLVER.FX.PRECISION", "bf16"),
     ],
     ids=["default", "keep", "gamma", "bf16"],
@@ -132,14 +139,16 @@ def test_equals_the_evaluation(
     assert len({json.dumps(p["labels"]) for p in found.values()}) == len(files)
 
 
-def test_films_that_are_not_square_and_inverted_ones(world: Path, saved: Saved) -> None:
+@pytest.mark.parametrize("voi", ["auto", "ignore"])
+def test_films_that_are_not_square_and_inverted_ones(world: Path, saved: Saved, voi: str) -> None:
     """VinDr's DICOM: the same as the evaluation, one by one."""
-    cfg = config()
+    overrides = ("INPUT.FX.INTENSITY.VOI", voi)
+    cfg = config(*overrides)
     model = build_model(cfg).eval()
-    load_weights(model, saved())
+    load_weights(model, saved(*overrides))
     loader = build_eval_loader(cfg, "vindr_local_train", ("loc",))
-    predictor = fx_d2.Predictor(saved(), heads="vindr_local", device="cpu", batch_size=2)
-    kinds, shapes = set(), set()
+    predictor = fx_d2.Predictor(saved(*overrides), heads="vindr_local", device="cpu", batch_size=2)
+    kinds, shapes, windows = set(), set(), set()
     files = [record["file_name"] for record in loader.records]
     found = [prediction for _, prediction in predictor.stream(files)]
     with model.asking(["vindr_local"]):
@@ -149,7 +158,8 @@ def test_films_that_are_not_square_and_inverted_ones(world: Path, saved: Saved) 
         facts = read_image(file).facts
         kinds.add(facts.photometric)
         shapes.add(facts.height == facts.width)
-    assert "MONOCHROME1" in kinds and False in shapes
+        windows.add(facts.voi)
+    assert "MONOCHROME1" in kinds and False in shapes and windows - {"none"}
 
 
 def test_readers_in_other_processes_change_nothing(world: Path, saved: Saved) -> None:
