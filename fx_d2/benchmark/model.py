@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,12 @@ def run_sections(plan: Plan, names: Sequence[str]) -> dict[str, Table]:
     return tables
 
 
+def _shown(file: str) -> str:
+    """A path as one would type it here."""
+    near = os.path.relpath(file)
+    return file if near.startswith(os.pardir) else near
+
+
 def about(plan: Plan) -> dict[str, Any]:
     """What the figures depend on."""
     setting = plan.setting
@@ -129,7 +136,7 @@ def about(plan: Plan) -> dict[str, Any]:
         "gpu": accelerator(torch.device(setting.device)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "config": setting.config_file,
+        "config": _shown(setting.config_file),
         "overrides": list(setting.overrides),
         "size": setting.size_px,
         "batch": setting.batch,

@@ -116,7 +116,11 @@ def copy_weights(ours: nn.Module, theirs: GeneralizedRCNN, source: str) -> None:
 
 
 def build_bare_trunk(cfg: CfgNode, classes: int, size_px: int) -> nn.Module:
-    """The network of the trunk as timm makes it, with a linear layer for ``classes``."""
+    """The network of the trunk as timm makes it for this size, with a layer for ``classes``.
+
+    Where a stage is smaller than its window, timm shrinks the window, and our trunk, which takes
+    any size, does not: the bare one then does less. At 224 px they are the same.
+    """
     node = cfg.MODEL.FX.TRUNK
     options = {"in_chans": len(cfg.MODEL.PIXEL_MEAN), "num_classes": classes, **node.KWARGS}
     name = network_name(node.NAME)
