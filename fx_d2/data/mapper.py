@@ -7,6 +7,7 @@ Every draw comes from (seed, position), so a batch does not depend on which work
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from .draws import rng_for, seeded_globals
 from .errors import DataError
 from .images import LoadedImage, read_image
 from .intensity import IntensityConfig, normalise
+from .kept_masks import KeptMasks
 from .label_policy import UNCERTAIN_POLICIES, UNKNOWN_POLICIES, LabelPolicy, Rule, for_evaluation
 from .masks import MaskRef, instance_reference, load_mask
 from .record import Record, box_xyxy
@@ -123,6 +125,7 @@ class FxMapper:
         self.intensity, self.label_policy = intensity, label_policy
         self.reader, self.seed = reader, seed
         self.channels, self.min_box_px = channels, min_box_px
+        self._kept = KeptMasks()
 
     @classmethod
     def from_config(
@@ -276,8 +279,14 @@ class FxMapper:
         masks = np.zeros((len(source.seg_classes), *shape), dtype=np.uint8)
         known = np.array([name in references for name in source.seg_classes], dtype=bool)
         for i, name in enumerate(source.seg_classes):
-            if known[i]:
-                masks[i] = frame.mask(references[name], source.resize_masks, record)
+            if not known[i]:
+                continue
+            make = partial(frame.read_mask, references[name], source.resize_masks, record)
+            if frame.before is None:
+                read = make()
+            else:
+                read = self._kept.get((source.key, record["image_id"], name), make)
+            masks[i] = frame.applied.apply_segmentation(read)
         swap = frame.class_order(source.seg_classes)
         return torch.from_numpy(masks[swap]), torch.from_numpy(known[swap])
 
@@ -295,10 +304,11 @@ class _Frame:
         self, height: int, width: int, read_size: tuple[int, ...], transforms: TransformList
     ) -> None:
         self.height, self.width, self.read_size = height, width, tuple(read_size)
+        self.before: FxResizeTransform | None = None
+        self.applied = self.transforms = transforms
         if (height, width) != self.read_size:
-            before = FxResizeTransform(height, width, *read_size)
-            transforms = TransformList([before]) + transforms
-        self.transforms = transforms
+            self.before = FxResizeTransform(height, width, *read_size)
+            self.transforms = TransformList([self.before]) + transforms
         self.mirrored = is_mirrored(transforms)
         self.boxes_stay_tight = keeps_boxes_tight(transforms)
 
@@ -325,6 +335,10 @@ class _Frame:
 
     def mask(self, reference: MaskRef, resize: bool, record: Record) -> np.ndarray:
         """uint8 (H, W) of 0 and 1 in the input."""
+        return self.applied.apply_segmentation(self.read_mask(reference, resize, record))
+
+    def read_mask(self, reference: MaskRef, resize: bool, record: Record) -> np.ndarray:
+        """uint8 (H, W) of 0 and 1 at the size that was read."""
         try:
             mask = load_mask(reference, self.height, self.width, resize=resize)
         except DataError as exc:
@@ -337,7 +351,8 @@ class _Frame:
                 expected=exc.expected,
                 fix=exc.fix,
             ) from exc
-        return self.transforms.apply_segmentation(mask.astype(np.uint8))
+        mask = mask.astype(np.uint8)
+        return mask if self.before is None else self.before.apply_segmentation(mask)
 
 
 def _mask_box(mask: np.ndarray) -> np.ndarray:

@@ -402,6 +402,25 @@ def test_a_cache_changes_no_geometry(toy, fx_cfg):
     assert (cached["image"] - direct["image"]).abs().mean() < 0.05
 
 
+def test_masks_of_cached_images_are_decoded_once(toy, fx_cfg, monkeypatch):
+    fx_cfg.INPUT.FX.SIZE = 32
+    fx_cfg.INPUT.FX.AUG.SEG.GEOMETRY_PROB = 1.0
+    records = list(toy.records)[:3]
+    mapper = FxMapper(fx_cfg, True, reader=HalfSize())
+    first = [mapper(r, "seg", position()) for r in records]
+
+    def decode(*_, **__):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("fx_d2.data.mapper.load_mask", decode)
+    second = [mapper(r, "seg", position()) for r in records]
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a["sem_masks"], b["sem_masks"])
+    assert any(a["sem_masks"].any() for a in first)
+    with pytest.raises(AssertionError, match="decoded again"):
+        FxMapper(fx_cfg, True)(records[0], "seg", position())  # originals are not kept
+
+
 def test_a_cache_smaller_than_the_input_is_refused(toy, fx_cfg):
     fx_cfg.INPUT.FX.SIZE = 66  # half of 70 to 130 pixels is less
     with pytest.raises(DataError, match="cached copy"):
