@@ -45,6 +45,9 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.FX.INTENSITY.LOW = 0.5
     # Percentile that becomes 1: above it lie markers and dead pixels (well under 0.5 % of a film).
     cfg.INPUT.FX.INTENSITY.HIGH = 99.5
+    # Clip limit of an adaptive histogram equalisation (8 x 8 tiles), which brings out airways and
+    # faint opacities; 2 is usual, 0 is none.
+    cfg.INPUT.FX.INTENSITY.CLAHE = 0.0
     # Exponent applied last; 1 changes nothing.
     cfg.INPUT.FX.INTENSITY.GAMMA = 1.0
     # "auto" applies a DICOM's VOI LUT or window where it is sensible; "ignore" keeps the modality

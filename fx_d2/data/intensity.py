@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +23,7 @@ MODES = ("percentile", "depth", "minmax")
 # Percentiles come from a regular grid of about this many pixels: exact to 0.2 % of rank, and far
 # below decoding time.
 _SAMPLE_PIXELS = 1 << 18
+_TILES = (8, 8)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class IntensityConfig:
         mode: ``percentile`` stretches between two percentiles, ``minmax`` between the extremes,
             ``depth`` divides by the largest value the file's depth allows.
         low, high: percentiles, 0 <= low < high <= 100.
+        clahe: clip limit of a contrast-limited adaptive histogram equalisation over 8 x 8 tiles, on
+            256 grey levels; 0 is none.
         gamma: exponent applied at the end; 1 changes nothing.
         voi: what :func:`fx_d2.data.images.read_image` does with a DICOM VOI LUT or window:
             ``auto`` or ``ignore``.
@@ -40,6 +44,7 @@ class IntensityConfig:
     mode: str = "percentile"
     low: float = 0.5
     high: float = 99.5
+    clahe: float = 0.0
     gamma: float = 1.0
     voi: str = "auto"
 
@@ -50,6 +55,8 @@ class IntensityConfig:
             raise ValueError(f"voi is {self.voi!r}; allowed: {', '.join(VOI_POLICIES)}")
         if not 0 <= self.low < self.high <= 100:
             raise ValueError(f"low {self.low}, high {self.high}; allowed: 0 <= low < high <= 100")
+        if not (math.isfinite(self.clahe) and self.clahe >= 0):
+            raise ValueError(f"clahe is {self.clahe}; allowed: 0 (none) or a positive number")
         if not (math.isfinite(self.gamma) and self.gamma > 0):
             raise ValueError(f"gamma is {self.gamma}; allowed: a positive number")
 
@@ -91,9 +98,19 @@ def normalise(
     scaled = loaded.pixels - np.float32(low)
     scaled /= np.float32(high - low)
     np.clip(scaled, 0.0, 1.0, out=scaled)
+    if config.clahe:
+        scaled = _equalised(scaled, config.clahe)
     if config.gamma != 1:
         np.power(scaled, np.float32(config.gamma), out=scaled)
     return scaled
+
+
+def _equalised(grey: npt.NDArray[np.float32], clip_limit: float) -> npt.NDArray[np.float32]:
+    # With more than 256 levels a tile of a small image has less than one pixel per level, and the
+    # limit would mean something else at every size.
+    levels = np.rint(grey * np.float32(255)).astype(np.uint8)
+    equalised = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=_TILES).apply(levels)
+    return equalised.astype(np.float32) / np.float32(255)
 
 
 def _limits(loaded: LoadedImage, config: IntensityConfig) -> tuple[float, float]:

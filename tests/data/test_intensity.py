@@ -153,3 +153,22 @@ def test_an_image_read_with_its_window_does_not_pass_for_one_without():
     assert normalise(image).max() == 1
     with pytest.raises(ValueError, match="voi='ignore'"):
         normalise(image, IntensityConfig(voi="ignore"))
+
+
+def test_equalisation_evens_out_contrast_and_stays_in_range():
+    rng = np.random.default_rng(0)
+    # A dark half and a bright half, each with faint texture.
+    pixels = np.where(np.arange(256) < 128, 600.0, 3400.0) + rng.normal(0, 25, (256, 256))
+    plain = normalise(loaded(pixels, 4095))
+    equal = normalise(loaded(pixels, 4095), IntensityConfig(clahe=2.0))
+    assert equal.dtype == np.float32 and equal.min() >= 0 and equal.max() <= 1
+    assert equal[:, :100].std() > 1.5 * plain[:, :100].std()
+    assert equal[:, -100:].std() > 1.5 * plain[:, -100:].std()
+    assert equal[:, :100].mean() < equal[:, -100:].mean()
+    assert np.array_equal(normalise(loaded(pixels, 4095), IntensityConfig(clahe=0.0)), plain)
+
+
+@pytest.mark.parametrize("clahe", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_clip_limit(clahe):
+    with pytest.raises(ValueError, match="clahe is"):
+        IntensityConfig(clahe=clahe)
