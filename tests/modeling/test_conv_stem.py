@@ -1,0 +1,59 @@
+"""The convolutional stem of trunks that are trained from scratch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fx_d2.modeling.backbone.timm_backbone import TimmBackbone
+
+TINY = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+
+
+def test_it_takes_the_place_of_the_patch_embedding_and_nothing_else():
+    own = TimmBackbone(name="swin_t", kwargs=TINY)
+    conv = TimmBackbone(name="swin_t", stem="conv", kwargs=TINY)
+    assert conv.output_shape() == own.output_shape()
+    changed = set(own.state_dict()) ^ set(conv.state_dict())
+    assert changed and all(".patch_embed.proj." in f".{name}" for name in changed)
+    assert "net.patch_embed.proj.weight" not in conv.state_dict()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(64, 64), (96, 70)])
+def test_shapes_and_gradients(channels, size):
+    trunk = TimmBackbone(name="swin_t", in_channels=channels, stem="conv", kwargs=TINY)
+    features = trunk(torch.rand(2, channels, *size))
+    own = TimmBackbone(name="swin_t", in_channels=channels, kwargs=TINY)
+    expected = own(torch.rand(2, channels, *size))
+    assert {k: v.shape for k, v in features.items()} == {k: v.shape for k, v in expected.items()}
+    trunk.pooled(features).square().sum().backward()
+    stem = trunk.net.patch_embed.proj
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stem.parameters())
+
+
+def test_its_patches_overlap():
+    """What makes it a different stem: a pixel beyond a patch's border has a say in it."""
+    seen = {}
+    for stem in ("own", "conv"):
+        trunk = TimmBackbone(name="swin_t", stem=stem, kwargs=TINY).eval()
+        image = torch.zeros(1, 3, 32, 32, requires_grad=True)
+        trunk.net.patch_embed.proj(image)[0, :, 3, 3].sum().backward()
+        rows = image.grad[0, 0].abs().sum(dim=1).nonzero().flatten()
+        seen[stem] = (int(rows.min()), int(rows.max()))
+    assert seen["own"] == (12, 15)
+    assert seen["conv"][0] < 12 and seen["conv"][1] > 15
+
+
+def test_every_parameter_of_it_belongs_to_the_first_layer():
+    trunk = TimmBackbone(name="swin_t", stem="conv", kwargs=TINY)
+    layers = trunk.layer_ids()
+    assert {layers[f"net.{n}"] for n, _ in trunk.net.named_parameters() if "patch_embed" in n} == {
+        0
+    }
+
+
+@pytest.mark.parametrize(("name", "stem"), [("resnet50", "conv"), ("swin_t", "convs")])
+def test_what_cannot_be(name, stem):
+    with pytest.raises(ValueError, match=r"MODEL\.FX\.TRUNK\.STEM"):
+        TimmBackbone(name=name, stem=stem)
