@@ -331,7 +331,7 @@ class FxTrainer(DefaultTrainer):
                     )
         results = merge_results(by_dataset) if comm.is_main_process() else Results()
         if results and cfg.OUTPUT_DIR:
-            write_results(results, cfg.OUTPUT_DIR)
+            write_results(results, cfg.OUTPUT_DIR, per_image=cfg.TEST.FX.PER_IMAGE)
         return results
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class ClassificationEvaluator(TaskEvaluator):
     """
 
     task = "cls"
+    columns = ("class", "label", "probability")
 
     def __init__(
         self,
@@ -89,6 +90,12 @@ class ClassificationEvaluator(TaskEvaluator):
         if patient is not None and self.group_by is not None:
             case = f"{patient}\x1f{case}"  # study numbers start anew with every patient
         return scores, labels, case, patient
+
+    def _lines(self, row: Any) -> Iterator[tuple]:
+        scores, labels, *_ = row
+        for name, label, score in zip(self.classes, labels, scores, strict=True):
+            if not np.isnan(label):
+                yield name, int(label), float(score)
 
     def _summarise(
         self, places: list[int], rows: list[Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from fx_d2.data.masks import encode_mask, instance_reference, load_mask
 from fx_d2.data.record import Record, box_xyxy
 
 from .coco_ap import IOU_THRESHOLDS, MAX_DETECTIONS, Objects, average_precision, backend_name
-from .lesion_matching import FROC_RATES, Hits, hits_of_class, rsna_score
+from .lesion_matching import FROC_RATES, Hits, hits_of_class, rsna_score, shown_and_found
 from .truth import TaskEvaluator, Truth, as_bool
 
 _AT_40, _AT_50, _AT_75 = 0, 2, 7  # places in IOU_THRESHOLDS
@@ -48,6 +48,7 @@ class DetectionEvaluator(TaskEvaluator):
     """
 
     task = "loc"
+    columns = ("boxes_true", "boxes_shown", "matched", "best_score")
 
     def __init__(
         self,
@@ -72,6 +73,14 @@ class DetectionEvaluator(TaskEvaluator):
         size = (int(given["height"]), int(given["width"]))
         instances = self._of_source(output, "instances")
         return size, self._true(record, size), self._predicted(instances, record, size)
+
+    def _shortened(self, row: Any) -> Any:
+        _, true, said = row
+        best = float(said.scores.max()) if len(said.scores) else 0.0
+        return (*shown_and_found(true, said, self.score_threshold, self.match_iou), best)
+
+    def _lines(self, row: Any) -> Iterator[tuple]:
+        yield row
 
     def _true(self, record: Record, size: tuple[int, int]) -> Objects:
         notes = record["annotations"]

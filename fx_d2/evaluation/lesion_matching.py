@@ -114,6 +114,20 @@ def hits_of_class(
     return Hits(all_scores[order], all_found[order], n_lesions, len(truth))
 
 
+def shown_and_found(
+    true: Objects, said: Objects, threshold: float, at: float
+) -> tuple[int, int, int]:
+    """Of one image: lesions, boxes with a score from ``threshold`` on, lesions found by those."""
+    scores = np.empty(0) if said.scores is None else said.scores
+    kept, lesions = scores >= threshold, _countable(true)
+    found = 0
+    for cls in np.unique(said.classes[kept]) if lesions.any() else ():
+        boxes, here = kept & (said.classes == cls), lesions & (true.classes == cls)
+        overlap = box_iou(said.boxes[boxes], true.boxes[here])
+        found += int(match(overlap, scores[boxes], at).sum())
+    return int(lesions.sum()), int(kept.sum()), found
+
+
 def rsna_score(truth: Sequence[Objects], predicted: Sequence[Objects], threshold: float) -> float:
     """The RSNA challenge's mean over images; NaN where no image counts.
 

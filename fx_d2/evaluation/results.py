@@ -14,6 +14,8 @@ from tabulate import tabulate
 
 from fx_d2.data.atomic import write_atomically
 
+from .per_image import PerImage, write_per_image
+
 FORMAT = "fx_d2 results 1"
 _SUMMARY = "all"  # row label of a metric that is no single class's
 
@@ -33,6 +35,7 @@ class Results(OrderedDict):
     def __init__(self, figures: Mapping[str, Mapping[str, float]] | None = None) -> None:
         super().__init__(figures or {})
         self.notes: dict[str, dict[str, Any]] = {}
+        self.per_image: dict[str, PerImage] = {}  # by "<dataset>_<task>"
 
     def add(self, other: Results) -> None:
         """Take over the figures and notes of ``other``; a key can be taken once."""
@@ -41,6 +44,7 @@ class Results(OrderedDict):
             raise ValueError(f"{sorted(taken)} evaluated twice; use merge_results for two splits")
         self.update(other)
         self.notes.update(other.notes)
+        self.per_image.update(other.per_image)
 
 
 def merge_results(by_dataset: Mapping[str, Results]) -> Results:
@@ -60,6 +64,7 @@ def merge_results(by_dataset: Mapping[str, Results]) -> Results:
             new = key if counts[key] == 1 else f"{dataset}/{key.rpartition('/')[2]}"
             renamed[new] = figures
             renamed.notes[new] = getattr(results, "notes", {}).get(key, {})
+        renamed.per_image = getattr(results, "per_image", {})
         merged.add(renamed)
     return merged
 
@@ -109,18 +114,28 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def write_results(results: Results, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Write ``results.json`` and ``results.md`` into ``folder``, each atomically; their paths."""
+def write_results(
+    results: Results, folder: str | os.PathLike[str], *, per_image: bool = True
+) -> tuple[Path, Path]:
+    """Write ``results.json`` and ``results.md`` into ``folder``, each atomically; their paths.
+
+    Args:
+        results: of one or more datasets.
+        folder: made where it is missing.
+        per_image: whether ``per_image/<dataset>_<task>.csv`` are written too, before the others.
+    """
     for key, figures in results.items():
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise ValueError(f"{key}/{name} is {value}; a figure that is none is left out")
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "results": {key: dict(figures) for key, figures in results.items()},
         "notes": getattr(results, "notes", {}),
     }
     folder = Path(folder)
+    if per_image:
+        content["per_image"] = write_per_image(getattr(results, "per_image", {}), folder)
     json_path, table_path = folder / "results.json", folder / "results.md"
     write_atomically(json_path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_atomically(table_path, format_table(results))

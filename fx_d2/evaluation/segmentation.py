@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class SegmentationEvaluator(TaskEvaluator):
     """
 
     task = "seg"
+    columns = ("class", "dice", "iou", "true_px", "predicted_px")
 
     def __init__(self, truth: Truth, *, threshold: float = 0.5, hd95: bool = False) -> None:
         super().__init__(truth)
@@ -64,6 +65,12 @@ class SegmentationEvaluator(TaskEvaluator):
             if self.hd95 and row[c, 1] and row[c, 2]:
                 row[c, 3] = hd95(mask, true)
         return row
+
+    def _lines(self, row: Any) -> Iterator[tuple]:
+        dice, iou = _overlap(row[:, 0], row[:, 1], row[:, 2])
+        for c, name in enumerate(self.classes):
+            if not np.isnan(row[c, 0]):
+                yield name, float(dice[c]), float(iou[c]), int(row[c, 2]), int(row[c, 1])
 
     def _summarise(
         self, places: list[int], rows: list[Any]
@@ -99,10 +106,7 @@ def _class_figures(known: np.ndarray, with_hd95: bool) -> dict[str, float]:
     """The figures of a class from (N, 4) rows of annotated images."""
     both, said, true = known[:, 0], known[:, 1], known[:, 2]
     positive = true > 0
-    either = said + true - both
-    empty = either == 0
-    dice = np.where(empty, 1.0, 2 * both / np.where(empty, 1, said + true))
-    iou = np.where(empty, 1.0, both / np.where(empty, 1, either))
+    dice, iou = _overlap(both, said, true)
     figures = {
         "Dice": float(dice.mean()),
         "IoU": float(iou.mean()),
@@ -113,7 +117,7 @@ def _class_figures(known: np.ndarray, with_hd95: bool) -> dict[str, float]:
             "Dice_positive": float(dice[positive].mean()),
             "IoU_positive": float(iou[positive].mean()),
             "Dice_pooled": float(2 * both.sum() / (said.sum() + true.sum())),
-            "IoU_pooled": float(both.sum() / either.sum()),
+            "IoU_pooled": float(both.sum() / (said + true - both).sum()),
         }
         if with_hd95:
             measured = ~np.isnan(known[:, 3])
@@ -121,6 +125,14 @@ def _class_figures(known: np.ndarray, with_hd95: bool) -> dict[str, float]:
             if measured.any():
                 figures["HD95"] = float(known[measured, 3].mean())
     return figures
+
+
+def _overlap(both: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Dice and IoU of each from counts of pixels; 1 where there are none at all."""
+    either = said + true - both
+    empty = either == 0
+    dice = np.where(empty, 1.0, 2 * both / np.where(empty, 1, said + true))
+    return dice, np.where(empty, 1.0, both / np.where(empty, 1, either))
 
 
 def hd95(first: np.ndarray, second: np.ndarray) -> float:

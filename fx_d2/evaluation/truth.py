@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fx_d2.data.build import source_of
 from fx_d2.data.record import Record
 from fx_d2.data.source import Source
 
+from .per_image import PerImage
 from .results import Results
 
 _logger = logging.getLogger(__name__)
@@ -59,25 +60,34 @@ class Truth:
 
     def place(self, image_id: str) -> int:
         """The number of an image in the dataset."""
-        if not self._places:
-            self._places = {record["image_id"]: i for i, record in enumerate(self.records)}
-        if image_id not in self._places:
+        if image_id not in self._numbers():
             raise KeyError(
                 f"image {image_id!r} is not in dataset {self.dataset_name!r}; build the loader and "
                 "the evaluator for the same dataset"
             )
         return self._places[image_id]
 
+    def image_ids(self, places: Sequence[int]) -> list[str]:
+        """The inverse of :meth:`place`, without unpacking the records again."""
+        ids = {place: image_id for image_id, place in self._numbers().items()}
+        return [ids[place] for place in places]
+
+    def _numbers(self) -> dict[str, int]:
+        if not self._places:
+            self._places = {record["image_id"]: i for i, record in enumerate(self.records)}
+        return self._places
+
 
 class TaskEvaluator(DatasetEvaluator):
     """Base of the three: a row of small figures per image, gathered and ordered, then summarised.
 
-    A subclass gives ``task``, ``_row`` and ``_summarise``. Ranks compare their own images; rows are
-    put in the order of the dataset before anything is computed, so that a result does not depend on
-    the number of ranks, and an image that came twice counts once.
+    A subclass gives ``task``, ``columns``, ``_row``, ``_lines`` and ``_summarise``. Ranks compare
+    their own images; rows are put in the order of the dataset before anything is computed, so that
+    a result does not depend on the number of ranks, and an image that came twice counts once.
     """
 
     task: str
+    columns: tuple[str, ...]  # of the figures of single images
 
     def __init__(self, truth: Truth) -> None:
         self.truth, self.source = truth, truth.source
@@ -137,7 +147,27 @@ class TaskEvaluator(DatasetEvaluator):
             _logger.warning("%s: left out, %s: %s", self.key, reason, names)
         results = Results({self.key: metrics})
         results.notes[self.key] = notes
+        results.per_image[f"{self.truth.dataset_name}_{self.task}"] = self._per_image(merged)
         return results
+
+    def _per_image(self, merged: Mapping[int, Any]) -> PerImage:
+        """The figures of every image, in the order of the dataset."""
+        places = sorted(merged)
+        small = [self._shortened(merged[i]) for i in places]
+
+        def lines() -> Iterator[tuple]:
+            for image_id, row in zip(self.truth.image_ids(places), small, strict=True):
+                yield from ((image_id, *values) for values in self._lines(row))
+
+        return PerImage(("image_id", *self.columns), lines)
+
+    def _shortened(self, row: Any) -> Any:
+        """What :meth:`_lines` needs of a row: results are kept until the next evaluation."""
+        return row
+
+    def _lines(self, row: Any) -> Iterator[tuple]:
+        """The figures of an image, a line of ``columns`` for each class or one for all."""
+        raise NotImplementedError
 
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
         """What is kept of an image, or None where it is not annotated for this task."""

@@ -164,6 +164,7 @@ def test_files(world, tmp_path: Path) -> None:
     assert f"{results['toy_eval/cls']['AUC-Edema']:.4f}" in row
     assert any(line.startswith("| FP_per_finding_free") for line in table.splitlines())
     assert sorted(p.name for p in (tmp_path / "deep" / "folder").iterdir()) == [
+        "per_image",
         "results.json",
         "results.md",
     ]
