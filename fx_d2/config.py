@@ -225,8 +225,8 @@ def _add_trunk(cfg: CN) -> None:
     # (height, width) that a trunk of fixed input size (CoAtNet) is built for; () is INPUT.FX.SIZE.
     # Others take any size and ignore it.
     cfg.MODEL.FX.TRUNK.IMG_SIZE = ()
-    # "conv": three small convolutions in the place of a patch embedding, which a trunk without
-    # published weights learns from sooner; "own" is the network as it is.
+    # "conv": convolutions with batch normalisation in the place of a patch embedding, from which a
+    # trunk without published weights learns much sooner; "own" is the network as it is.
     cfg.MODEL.FX.TRUNK.STEM = "own"
     # Further arguments of the timm network, such as {embed_dim: 24, depths: [1, 1, 1, 1]} for a
     # tiny variant; they win over those of the row.

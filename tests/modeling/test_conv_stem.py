@@ -37,7 +37,7 @@ def test_its_patches_overlap():
     seen = {}
     for stem in ("own", "conv"):
         trunk = TimmBackbone(name="swin_t", stem=stem, kwargs=TINY).eval()
-        image = torch.zeros(1, 3, 32, 32, requires_grad=True)
+        image = torch.rand(1, 3, 32, 32, requires_grad=True)
         trunk.net.patch_embed.proj(image)[0, :, 3, 3].sum().backward()
         rows = image.grad[0, 0].abs().sum(dim=1).nonzero().flatten()
         seen[stem] = (int(rows.min()), int(rows.max()))

@@ -17,6 +17,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from .channel_norm import ChannelNorm
+from .conv_stem import ConvStem
 from .presets import network_name
 from .weights import WeightsReport, load_trunk_weights
 
@@ -77,7 +78,7 @@ class TimmBackbone(Backbone):
             norm: "auto" keeps the network's own final norm, "layer" is a new LayerNorm, "none"
                 has none.
             img_size: (height, width) for networks that must know it, rounded up to 32.
-            stem: "conv" puts three small convolutions in the place of a patch embedding.
+            stem: "conv" puts :class:`ConvStem` in the place of a patch embedding.
             kwargs: further arguments of the timm network.
         """
         super().__init__()
@@ -250,10 +251,11 @@ def _create(
 
 
 def _embed_by_convolutions(net: nn.Module, network: str, in_channels: int) -> None:
-    """Patches of 4 x 4 px are embedded by overlapping convolutions instead of one matrix.
+    """Patches of 4 x 4 px are embedded by a few convolutions instead of one matrix.
 
-    A network without published weights has to learn edges first; convolutions do so in a fraction
-    of the steps.
+    A radiograph is smooth: neighbouring pixels are nearly equal, and what matters differs from them
+    by a few percent. Convolutions with batch normalisation bring that out within a few steps, which
+    a network that starts from random patches needs many epochs for.
     """
     try:
         patches = net.get_submodule("patch_embed.proj")
@@ -264,17 +266,7 @@ def _embed_by_convolutions(net: nn.Module, network: str, in_channels: int) -> No
             f'MODEL.FX.TRUNK.STEM "conv" replaces an embedding of 4 x 4 px patches; {network} '
             'has none: set it to "own".'
         )
-    dim = patches.out_channels
-    stem = nn.Sequential(
-        nn.Conv2d(in_channels, dim // 2, 3, stride=2, padding=1, bias=False),
-        ChannelNorm(dim // 2),
-        nn.GELU(),
-        nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, bias=False),
-        ChannelNorm(dim),
-        nn.GELU(),
-        nn.Conv2d(dim, dim, 3, padding=1),
-    )
-    net.get_submodule("patch_embed").add_module("proj", stem)
+    net.get_submodule("patch_embed").add_module("proj", ConvStem(in_channels, patches.out_channels))
 
 
 def _probe(network: str, given: Mapping[str, Any]) -> nn.Module:
