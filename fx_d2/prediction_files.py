@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-import cv2
 import numpy as np
 
 from .data.atomic import replacing, write_atomically
@@ -19,6 +18,7 @@ from .data.draw_predictions import Look, as_mask, draw_prediction
 from .data.image_files import ImageFile
 from .data.images import read_image
 from .data.masks import encode_mask
+from .data.picture_files import save_png
 
 FORMAT = "fx_d2 prediction 1"
 JSON_FOLDER, PICTURE_FOLDER, TABLE = "json", "overlays", "labels.csv"
@@ -145,10 +145,7 @@ class PredictionFolder:
         size = f"{prediction['height']} x {prediction['width']}"
         title = f"{image.path.name}   {size}   boxes from {self._look.score_threshold:g}"
         picture = draw_prediction(pixels, prediction, self._look, title=title)
-        ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-        if not ok:
-            raise OSError(f"{image.path}: its picture cannot be encoded")
-        write_atomically(self._folder / PICTURE_FOLDER / f"{image.name}.png", data.tobytes())
+        save_png(self._folder / PICTURE_FOLDER / f"{image.name}.png", picture)
         assert self._table is not None, "used outside its context"
         figures = [f"{prediction['labels'][s][name]:.6g}" for s, name in self._columns]
         csv.writer(self._table).writerow([image.path, image.name, *figures])

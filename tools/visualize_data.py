@@ -20,7 +20,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import yaml
 from tqdm import tqdm
@@ -35,7 +34,6 @@ from fx_d2.command_line import (
     whole,
 )
 from fx_d2.data import catalog
-from fx_d2.data.atomic import write_atomically
 from fx_d2.data.doctor.run import present_sources
 from fx_d2.data.draw import (
     Picture,
@@ -45,6 +43,7 @@ from fx_d2.data.draw import (
     scene_of_sample,
 )
 from fx_d2.data.errors import DataError
+from fx_d2.data.picture_files import file_name, save_png
 from fx_d2.data.record import Record
 from fx_d2.data.source import Source
 from fx_d2.data.sources import SOURCES, get_source
@@ -133,14 +132,6 @@ def choose(records: Sequence[Record], num: int, annotated: bool) -> list[int]:
     return [indices[i] for i in np.linspace(0, len(indices) - 1, num).round().astype(int)]
 
 
-def save_png(path: Path, picture: Picture) -> None:
-    """Write an RGB picture."""
-    ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
-    if not ok:
-        raise RuntimeError(f"{path}: the picture cannot be encoded as PNG")
-    write_atomically(path, data.tobytes())
-
-
 def mapped_drawer(args: argparse.Namespace) -> Callable[[Record, Source, int], Picture]:
     """Draws a record as the mapper hands it to the model, number by number of one pass."""
     # Detectron2 and torch take seconds to import: only where they are needed.
@@ -206,8 +197,7 @@ def save_dataset(
         return [path]
     written = []
     for image_id, picture in pictures:
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in image_id)[-120:]
-        path = args.out / f"{key}_{split}" / f"{safe}.png"
+        path = args.out / f"{key}_{split}" / f"{file_name(image_id)}.png"
         save_png(path, picture)
         written.append(path)
     return written

@@ -155,13 +155,16 @@ def draw_record(
     return draw_scene(scene_of_record(record, source), source.thing_classes, size_px=size_px)
 
 
-def draw_scene(scene: Scene, classes: Sequence[str] = (), *, size_px: int = 640) -> Picture:
+def draw_scene(
+    scene: Scene, classes: Sequence[str] = (), *, size_px: int = 640, legend: bool = True
+) -> Picture:
     """Draw ``scene`` with its longer side ``size_px`` high or wide, and a legend at its right.
 
     Args:
         scene: what to draw.
         classes: fixes the order of colours, so that a class looks alike in every picture.
         size_px: longer side of the radiograph.
+        legend: whether there is one.
     """
     colours = _colours(scene, classes)
     height, width = scene.image.shape
@@ -178,7 +181,7 @@ def draw_scene(scene: Scene, classes: Sequence[str] = (), *, size_px: int = 640)
     for name, box, _ in scene.boxes:
         _paint_box(picture, [v * scale for v in box], colours[name])
     picture = _name_boxes(picture, scene, colours, scale)
-    return _beside_legend(picture, scene, colours)
+    return _beside_legend(picture, scene.title, list(_legend(scene, colours)) if legend else [])
 
 
 def _colours(scene: Scene, classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -337,25 +340,22 @@ def _label_lines(labels: dict[str, float]) -> Iterator[_Line]:
         yield _Line(f"{more} not annotated", DIM)
 
 
-def _beside_legend(
-    picture: Picture, scene: Scene, colours: dict[str, tuple[int, int, int]]
-) -> Picture:
+def _beside_legend(picture: Picture, title: str, lines: Sequence[_Line]) -> Picture:
     """The picture under its title, the legend at its right, on a dark ground."""
     size = font_px(max(picture.shape[:2]))
     font = font_of(size)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    lines = list(_legend(scene, colours))
     row = round(size * 1.45)
     indent = round(size * 1.3)
     widths = [text_size(pen, line.text, font)[0] + (indent if line.swatch else 0) for line in lines]
     side = max(widths, default=0) + (2 * size if lines else 0)
-    top = row + 4 if scene.title else 0
+    top = row + 4 if title else 0
     height = max(picture.shape[0] + top, top + row * len(lines) + size)
     image = Image.new("RGB", (picture.shape[1] + side, height), BACKGROUND)
     image.paste(Image.fromarray(picture), (0, top))
     pen = ImageDraw.Draw(image)
-    if scene.title:
-        pen.text((4, 2), fitted(pen, scene.title, font, image.width - 8), fill=TEXT, font=font)
+    if title:
+        pen.text((4, 2), fitted(pen, title, font, image.width - 8), fill=TEXT, font=font)
     x, y = picture.shape[1] + size, top + size // 2
     for line in lines:
         if line.swatch:

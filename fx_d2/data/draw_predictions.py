@@ -67,7 +67,7 @@ def draw_prediction(
         look: colours, threshold, size.
         title: the line above.
     """
-    scenes = list(_scenes(image, prediction, look))
+    scenes = list(scenes_of_prediction(image, prediction, look))
     nothing = [scene.title for scene in scenes if not (scene.boxes or scene.masks)]
     shown = [scene for scene in scenes if scene.title not in nothing] or [Scene(image)]
     panels = [draw_scene(scene, look.coloured(), size_px=look.size_px) for scene in shown]
@@ -76,7 +76,7 @@ def draw_prediction(
     return _titled(_with_bars(_grid(panels), prediction["labels"], look, size), title, notes, size)
 
 
-def _scenes(
+def scenes_of_prediction(
     image: npt.NDArray[np.float32], prediction: Mapping[str, Any], look: Look
 ) -> Iterator[Scene]:
     """A scene per head of boxes or masks; one without either found nothing."""

@@ -1,0 +1,24 @@
+"""Pictures as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .atomic import write_atomically
+from .draw import Picture
+
+
+def save_png(path: Path, picture: Picture) -> None:
+    """Write an RGB picture; its folder is made where it is missing."""
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+    if not ok:
+        raise OSError(f"{path}: a picture of {picture.shape} cannot be encoded as PNG")
+    write_atomically(path, data.tobytes())
+
+
+def file_name(text: str) -> str:
+    """``text`` with nothing that a file system could object to."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)[-120:]
