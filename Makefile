@@ -23,10 +23,10 @@ export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test acc-test lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMPS)/detectron2 ## build .venv with torch, Detectron2 and fx_d2; a second call does nothing
 
@@ -40,6 +40,9 @@ demo: $(STAMPS)/detectron2 ## make a synthetic world, examine it, and draw a gal
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMPS)/detectron2 ## run all tests; PYTEST_ARGS="-k name" for some of them
 	$(PY) -m pytest -n $(TEST_WORKERS) --dist loadscope $(PYTEST_ARGS)
+
+acc-test: $(STAMPS)/detectron2 ## train the *_acc_test configs and compare with their expected results (hours)
+	$(PY) -m pytest -m long -s tests/long $(PYTEST_ARGS)
 
 lint: $(STAMPS)/detectron2 ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .

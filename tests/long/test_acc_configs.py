@@ -1,0 +1,102 @@
+"""Whole trainings with the results that their configs expect; asked for by ``make acc-test``.
+
+Each takes up to half an hour on two cores, so that the ordinary suite leaves them out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ROOT / "configs" / "quick_schedules"
+REAL = Path(os.environ.get("FX_D2_REAL_SAMPLES") or ROOT.parent / "shared" / "real")
+FOLDS = 5
+# Mean Dice over the held-out images that have the structure, over all folds.
+COVID19_FLOORS = {
+    "Left Lung": 0.905,
+    "Right Lung": 0.905,
+    "Cardiomediastinum": 0.869,
+    "Consolidation": 0.143,
+}
+
+
+def run(tool: str, *arguments: object, root: Path, folder: Path) -> None:
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)],
+        env={**os.environ, "DETECTRON2_DATASETS": str(root), "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        check=True,
+    )
+
+
+def results_of(folder: Path) -> dict[str, dict[str, float]]:
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+def cached(sources: Sequence[str], root: Path, folder: Path, size: int) -> None:
+    for source in sources:
+        words = ("--source", source, "--split", "all", "--out", "cache", "--size", size)
+        run("cache_images", *words, root=root, folder=folder)
+
+
+def test_every_acc_config_is_tested_here():
+    here = Path(__file__).read_text(encoding="utf-8")
+    for path in QUICK.glob("*_acc_test.yaml"):
+        assert path.name in here, path.name
+
+
+@pytest.mark.long
+def test_three_synthetic_sources_jointly(tmp_path: Path):
+    config = QUICK / "foundation_x_joint_acc_test.yaml"
+    sources, world = ("shenzhen", "rsna", "siim_acr"), tmp_path / "world"
+    words = ("--patients", 1200, "--seed", 11, "--size", 256, "--workers", 2)
+    run(
+        *("make_phantom", "--out", world, *words, "--sources", ",".join(sources)),
+        root=world,
+        folder=tmp_path,
+    )
+    cached(sources, world, tmp_path, 256)
+    # Expected results are verified by the run itself: exit code 1 if they are missed.
+    assert yaml.safe_load(config.read_text())["TEST"]["EXPECTED_RESULTS"]
+    for name in ("first", "second"):
+        run(
+            *("train_net", "--config-file", config, "OUTPUT_DIR", name),
+            *("INPUT.FX.CACHE", "cache"),
+            root=world,
+            folder=tmp_path,
+        )
+    assert results_of(tmp_path / "first") == results_of(tmp_path / "second")
+
+
+@pytest.mark.long
+@pytest.mark.real
+@pytest.mark.skipif(
+    not (REAL / "covid19_seg").is_dir(), reason="needs the images of covid19_seg beside the project"
+)
+def test_sixty_real_radiographs(tmp_path: Path):
+    config = QUICK / "covid19_seg_acc_test.yaml"
+    words = ("--source", "covid19_seg", "--folds", FOLDS, "--out", "split.json")
+    run("make_split", *words, root=REAL, folder=tmp_path)
+    cached(["covid19_seg"], REAL, tmp_path, 320)
+    found: dict[str, list[float]] = {name: [] for name in COVID19_FLOORS}
+    for fold in range(1, FOLDS + 1):
+        run(
+            *("train_net", "--config-file", config, "OUTPUT_DIR", f"fold{fold}"),
+            *("DATASETS.SPLIT_FILES.covid19_seg", f"split_fold{fold}.json"),
+            *("INPUT.FX.CACHE", "cache"),
+            root=REAL,
+            folder=tmp_path,
+        )
+        figures = results_of(tmp_path / f"fold{fold}")["covid19_seg/seg"]
+        for name, values in found.items():
+            values += [figures[key] for key in [f"Dice_positive-{name}"] if key in figures]
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    assert all(means[name] > floor for name, floor in COVID19_FLOORS.items()), means
