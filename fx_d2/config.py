@@ -270,6 +270,9 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.SEG = CN()
     # Channels of the decoder (1.4).
     cfg.MODEL.FX.SEG.CHANNELS = 128
+    # "pyramid", narrow and with a norm everywhere; or "upernet", the layout that the weights of
+    # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage).
+    cfg.MODEL.FX.SEG.DECODER = "pyramid"
     # Stages it reads, fine to coarse (1.4).
     cfg.MODEL.FX.SEG.IN_FEATURES = ("res2", "res3", "res4", "res5")
     # Cells per side of the pyramid pooling (1.4).

@@ -191,12 +191,12 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             return load_file(path)
         except (SafetensorError, OSError) as exc:
             raise _damaged(path, exc) from exc
-    return _tensors_of(_read_torch(path), path)
+    return _tensors_of(read_torch(path), path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The training state beside a weights file."""
-    state = _read_torch(path)
+    state = read_torch(path)
     if not isinstance(state, dict) or "weights_sha256" not in state:
         raise CheckpointError(
             "this is no training state of fx_d2", file=path, fix="start without --resume"
@@ -237,7 +237,8 @@ def convert_trusted_pickle(path: str | os.PathLike[str], out: str | os.PathLike[
         save_file(_separate(_tensors_of(found, path)), temporary)
 
 
-def _read_torch(path: Path) -> Any:
+def read_torch(path: Path) -> Any:
+    """What a file of ``torch.save`` holds; one that needs code is refused."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..heads.classifier import LocalEncoder, build_classifier
 from ..heads.roi import LocEncoder
-from ..heads.sem_seg import SegDecoder
 from ..heads.spec import HeadSpec, head_specs, select_heads
+from ..heads.upernet import build_seg_decoder
 from ..postprocess import original_instances, original_masks
 
 Batch = list[dict[str, Any]]
@@ -106,7 +106,7 @@ class FoundationX(nn.Module):
             heads["loc"] = build_roi_heads(cfg, levels)
             parts["loc_decoder"] = heads["loc"].build_shared_decoder(cfg, levels)
         if "seg" in tasks:
-            parts["seg_decoder"] = SegDecoder.from_config(cfg, shapes)
+            parts["seg_decoder"] = build_seg_decoder(cfg, shapes)
             heads["seg"] = build_sem_seg_head(cfg, parts["seg_decoder"].output_shape())
         return {
             "specs": specs,
