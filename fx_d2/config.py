@@ -22,6 +22,8 @@ def add_fx_config(cfg: CN) -> None:
     _add_trunk(cfg)
     _add_heads(cfg)
     _add_evaluation(cfg)
+    _add_teacher(cfg)
+    _add_forgetting(cfg)
 
 
 def _add_input(cfg: CN) -> None:
@@ -268,11 +270,11 @@ def _add_heads(cfg: CN) -> None:
     # Sources whose row says so have one class, "any", as in the paper (1.3); False keeps all.
     cfg.MODEL.FX.LOC.AGNOSTIC = True
     cfg.MODEL.FX.SEG = CN()
-    # Channels of the decoder (1.4).
-    cfg.MODEL.FX.SEG.CHANNELS = 128
     # "pyramid", narrow and with a norm everywhere; or "upernet", the layout that the weights of
     # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage).
     cfg.MODEL.FX.SEG.DECODER = "pyramid"
+    # Channels of the decoder (1.4).
+    cfg.MODEL.FX.SEG.CHANNELS = 128
     # Stages it reads, fine to coarse (1.4).
     cfg.MODEL.FX.SEG.IN_FEATURES = ("res2", "res3", "res4", "res5")
     # Cells per side of the pyramid pooling (1.4).
@@ -313,3 +315,72 @@ def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.FX.COCO_BACKEND = "auto"
     # Whether the boundary distance HD95 of dense masks is measured: it takes most of the time.
     cfg.TEST.FX.HD95 = False
+
+
+def _add_teacher(cfg: CN) -> None:
+    # All of it is for MODEL.META_ARCHITECTURE "StudentTeacher"; configs/teacher/ has presets.
+    cfg.TEACHER = CN()
+    # When the teacher moves towards the student: after every "iteration", or after every "phase" of
+    # a cycle as in the released code (3.1).
+    cfg.TEACHER.UPDATE = "iteration"
+    # Share of the teacher that stays at an update. The paper's 0.80 per phase leaves nothing of the
+    # cycle before (0.8^29); 0.999 per iteration remembers about a thousand.
+    cfg.TEACHER.MOMENTUM = 0.999
+    # How it goes from MOMENTUM to MOMENTUM_END over the run: "constant", "linear" or "cosine".
+    cfg.TEACHER.MOMENTUM_SCHEDULE = "constant"
+    # Where "linear" and "cosine" end; towards 1 the average grows longer.
+    cfg.TEACHER.MOMENTUM_END = 1.0
+    # Bound update t by (1 + t) / (10 + t), so that the random start is soon forgotten.
+    cfg.TEACHER.MOMENTUM_WARMUP = True
+    # Running statistics of norm layers are "average"d as weights are, or "copy"d. Left alone, as in
+    # the released code, they would stay at their start.
+    cfg.TEACHER.BUFFERS = "average"
+    # Of the consistency loss; 0 trains without it, the teacher is an average only.
+    cfg.TEACHER.WEIGHT = 1.0
+    # Iterations over which the weight grows from nearly nothing (exp(-5 (1 - x)^2)): an untrained
+    # teacher has little to say. 0 is the full weight from the start.
+    cfg.TEACHER.RAMP_ITERS = 0
+    # "sum" adds it to the losses of the task; "convex" takes 1 - WEIGHT of these (released code,
+    # 3.2).
+    cfg.TEACHER.MIX = "sum"
+    # Between features: "cosine" (1 - cosine per place, whatever the scale), "mse", or "unit_mse" of
+    # features of unit length.
+    cfg.TEACHER.DISTANCE = "cosine"
+    # Exceptions "task=distance".
+    cfg.TEACHER.DISTANCE_BY = ()
+    # 2 gives the teacher a view of its own, the same place with other grey levels; 1 the student's
+    # image, at no cost.
+    cfg.TEACHER.VIEWS = 1
+    # The teacher's view, as the keys of INPUT.FX.AUG.<TASK>; the student's is what these say.
+    node = cfg.TEACHER.VIEW = CN()
+    # See INPUT.FX.AUG: brightness factor.
+    node.BRIGHTNESS = 0.2
+    # Contrast factor.
+    node.CONTRAST = 0.2
+    # Exponent: another exposure of the same patient.
+    node.GAMMA = 0.2
+    # Standard deviation of noise.
+    node.NOISE = 0.02
+    # Standard deviation of a blur in pixels; off, small findings are of that size.
+    node.BLUR_PX = 0.0
+    # Probability of each of the five above.
+    node.GREY_PROB = 0.5
+    # Whose predictions are evaluated: "student", "teacher", or "both", one after the other. Metrics
+    # of the teacher are named "teacher/<source>/<task>/<metric>".
+    cfg.TEACHER.EVALUATE = "teacher"
+
+
+def _add_forgetting(cfg: CN) -> None:
+    cfg.FORGETTING = CN()
+    # When every head is scored: after every "slot" or "cycle" of a cycle, or every PERIOD
+    # "iterations"; "" is never.
+    cfg.FORGETTING.AFTER = ""
+    # Iterations between two scores.
+    cfg.FORGETTING.PERIOD = 0
+    # Score before the first iteration too: forward transfer is measured from there.
+    cfg.FORGETTING.AT_START = True
+    # Datasets to score on; () is "<source>_val" of every source with a head. Test sets are refused:
+    # what is looked at this often is chosen by.
+    cfg.FORGETTING.DATASETS = ()
+    # "task=metric", the one figure of a head.
+    cfg.FORGETTING.METRICS = ("cls=AUC", "loc=AP40", "seg=Dice_positive")

@@ -34,13 +34,16 @@ from fx_d2.evaluation import (
     build_evaluator,
     evaluator_options,
     merge_results,
+    prefixed,
     write_results,
 )
+from fx_d2.modeling.meta_arch.student_teacher import StudentTeacher, evaluated_models
 
 from .checkpoint import FxCheckpointer
 from .hooks import JointMix, KeepBest
 from .optimizer import NormClipper, build_optimizer
 from .setup import ConfigError
+from .teacher import TeacherEMAHook
 
 _logger = logging.getLogger(__name__)
 
@@ -217,12 +220,15 @@ class FxTrainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase]:
         """The hooks, in their order.
 
-        The schedule comes before anything that could take a batch; the learning rate before the
-        checkpoint, which holds that of the next step; the checkpoint before the evaluation, which
-        may fail; the best one after it; the writers last, so that they see everything.
+        The schedule comes before anything that could take a batch; the learning rate and the
+        teacher before the checkpoint, which holds those of the next step; the checkpoint before the
+        evaluation, which may fail; the best one after it; the writers last, so that they see
+        everything.
         """
         cfg, main = self.cfg, comm.is_main_process()
         result = [hooks.IterationTimer(), self.schedule_hook(), hooks.LRScheduler()]
+        if isinstance(_unwrapped(self.model), StudentTeacher):
+            result.append(TeacherEMAHook(cfg))
         if main:
             result.append(
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
@@ -293,9 +299,15 @@ class FxTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Results:
-        """Evaluate the datasets of ``DATASETS.TEST`` with the heads of their sources.
+        """:meth:`scores`, also written to the output folder."""
+        results = cls.scores(cfg, model, evaluators)
+        if results and cfg.OUTPUT_DIR:
+            write_results(results, cfg.OUTPUT_DIR)
+        return results
 
-        Results are also written to the output folder.
+    @classmethod
+    def scores(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Results:
+        """Evaluate the datasets of ``DATASETS.TEST`` with the heads of their sources.
 
         Args:
             cfg: of the run.
@@ -303,8 +315,18 @@ class FxTrainer(DefaultTrainer):
             evaluators: one per dataset, in place of those of the package.
 
         Returns:
-            ``{"<source>/<task>": {metric: figure}}`` in the main process, empty elsewhere.
+            ``{"<source>/<task>": {metric: figure}}`` in the main process, empty elsewhere; where
+            ``TEACHER.EVALUATE`` asks for the teacher, its keys begin with ``teacher/``.
         """
+        results, plain = Results(), _unwrapped(model)
+        for who in evaluated_models(plain, cfg.TEACHER.EVALUATE):
+            with plain.answering(who) if isinstance(plain, StudentTeacher) else nullcontext():
+                found = cls._scores_of_one(cfg, model, evaluators)
+            results.add(prefixed(found, f"{who}/") if who == "teacher" else found)
+        return results
+
+    @classmethod
+    def _scores_of_one(cls, cfg: CfgNode, model: nn.Module, evaluators: Any) -> Results:
         by_dataset: dict[str, Results] = {}
         for number, name in enumerate(cfg.DATASETS.TEST):
             source = source_of(name)
@@ -322,10 +344,7 @@ class FxTrainer(DefaultTrainer):
                 by_dataset[name] = inference_on_dataset(_unwrapped(model), loader, evaluator)
             if loader.skipped:
                 _logger.warning("%s: %d images left out", name, len(loader.skipped))
-        results = merge_results(by_dataset) if comm.is_main_process() else Results()
-        if results and cfg.OUTPUT_DIR:
-            write_results(results, cfg.OUTPUT_DIR)
-        return results
+        return merge_results(by_dataset) if comm.is_main_process() else Results()
 
 
 def check_heads(cfg: CfgNode, model: nn.Module) -> None:

@@ -64,6 +64,12 @@ class LocEncoder(nn.Module):
         neck = build_norm_fpn(cfg, input_shape)
         return cls(neck, build_proposal_generator(cfg, neck.output_shape()))
 
+    def levels(self, features: Features) -> dict[str, Tensor]:
+        """The pyramid of the trunk's stages, float32."""
+        # Coordinates are cast to the type of the features they index: in bf16 they would be off by
+        # up to a pixel in 256.
+        return {name: level.float() for name, level in self.neck(features).items()}
+
     def forward(
         self, images: ImageList, features: Features, targets: list[Instances] | None = None
     ) -> tuple[dict[str, Tensor], list[Instances], dict[str, Tensor]]:
@@ -77,9 +83,7 @@ class LocEncoder(nn.Module):
         Returns:
             The levels of the pyramid (float32), the proposals per image, the losses.
         """
-        # Coordinates are cast to the type of the features they index: in bf16 they would be off by
-        # up to a pixel in 256.
-        levels = {name: level.float() for name, level in self.neck(features).items()}
+        levels = self.levels(features)
         proposals, losses = self.rpn(images, levels, targets)
         return levels, proposals, _renamed(losses)
 
