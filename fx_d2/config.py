@@ -21,6 +21,7 @@ def add_fx_config(cfg: CN) -> None:
     cfg.MODEL.FX = CN()
     _add_trunk(cfg)
     _add_heads(cfg)
+    _add_tuning(cfg)
     _add_evaluation(cfg)
     _add_teacher(cfg)
     _add_forgetting(cfg)
@@ -295,6 +296,26 @@ def _add_heads(cfg: CN) -> None:
 
 
 def _add_evaluation(cfg: CN) -> None:
+def _add_tuning(cfg: CN) -> None:
+    cfg.MODEL.FX.TUNE = CN()
+    # What is trained: "full"; "heads" (trunk and shared encoders locked); or all but the trunk, and
+    # of that its "last_blocks", "lora" branches on its linear layers, or "adapters" after its
+    # blocks. The last two start as the model of MODEL.WEIGHTS, bit for bit.
+    cfg.MODEL.FX.TUNE.MODE = "full"
+    # Patterns of further parameters to train, such as "seg_decoder.*" in "heads", for a decoder
+    # that MODEL.WEIGHTS does not have.
+    cfg.MODEL.FX.TUNE.ALSO = ()
+    # Deepest blocks of the trunk that "last_blocks" trains.
+    cfg.MODEL.FX.TUNE.LAST_BLOCKS = 2
+    # Channels between the two layers of a LoRA branch or an adapter.
+    cfg.MODEL.FX.TUNE.RANK = 8
+    # A LoRA branch counts ALPHA / RANK: one learning rate serves every rank.
+    cfg.MODEL.FX.TUNE.ALPHA = 16.0
+    # Patterns of the trunk's modules that get a branch, such as "*.attn.qkv"; () is every linear
+    # layer of the blocks for "lora", every attention and MLP for "adapters".
+    cfg.MODEL.FX.TUNE.MODULES = ()
+
+
     cfg.TEST.FX = CN()
     # An image is called positive from this probability on (F1, sensitivity, specificity, accuracy,
     # kappa); ranking figures do not depend on it.

@@ -48,6 +48,7 @@ from .teacher import TeacherEMAHook
 _logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16")
+from .tuning import tune
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -202,6 +203,7 @@ class FxTrainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             cfg=cfg,
             keep_last=cfg.SOLVER.FX.KEEP_LAST,
+        tune(cfg, model)
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER

@@ -17,6 +17,7 @@ from detectron2.modeling import (
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..adapters import add_branches
 from ..heads.classifier import LocalEncoder, build_classifier
 from ..heads.roi import LocEncoder
 from ..heads.spec import HeadSpec, head_specs, select_heads
@@ -93,6 +94,7 @@ class FoundationX(nn.Module):
         """The arguments that the config decides."""
         specs = head_specs(cfg)
         trunk = build_backbone(cfg)
+        add_branches(trunk, cfg.MODEL.FX.TUNE)
         shapes = trunk.output_shape()
         tasks = {spec.task for spec in specs}
         parts: dict[str, Any] = {}
