@@ -23,6 +23,7 @@ def add_fx_config(cfg: CN) -> None:
     _add_heads(cfg)
     _add_tuning(cfg)
     _add_evaluation(cfg)
+    _add_cycle(cfg)
     _add_teacher(cfg)
     _add_forgetting(cfg)
 
@@ -295,7 +296,6 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.SEG.SOFT_MASKS = False
 
 
-def _add_evaluation(cfg: CN) -> None:
 def _add_tuning(cfg: CN) -> None:
     cfg.MODEL.FX.TUNE = CN()
     # What is trained: "full"; "heads" (trunk and shared encoders locked); or all but the trunk, and
@@ -316,6 +316,7 @@ def _add_tuning(cfg: CN) -> None:
     cfg.MODEL.FX.TUNE.MODULES = ()
 
 
+def _add_evaluation(cfg: CN) -> None:
     cfg.TEST.FX = CN()
     # An image is called positive from this probability on (F1, sensitivity, specificity, accuracy,
     # kappa); ranking figures do not depend on it.
@@ -336,6 +337,36 @@ def _add_tuning(cfg: CN) -> None:
     cfg.TEST.FX.COCO_BACKEND = "auto"
     # Whether the boundary distance HD95 of dense masks is measured: it takes most of the time.
     cfg.TEST.FX.HD95 = False
+
+
+def _add_cycle(cfg: CN) -> None:
+    cfg.CYCLE = CN()
+    # A preset of fx_d2/engine/cycles: "paper" (lock-release), "x_code" and "x_plus" (as released),
+    # "organs", "cyclic" (never locked), "sequential", "joint"; "custom" takes all from the keys
+    # below; "" is joint training without a cycle.
+    cfg.CYCLE.NAME = ""
+    # Cycles to train: sets SOLVER.MAX_ITER. 0 leaves that as it is, and a cycle may be cut.
+    cfg.CYCLE.CYCLES = 0
+    # Iterations after which a phase ends at the latest, to try a schedule on much data; 0 is none.
+    cfg.CYCLE.MAX_STEPS_PER_PHASE = 0
+    # In place of the preset's, as all keys below. Slots in their order: "source/task" with * and ?,
+    # or {slot: "rsna/loc", phases: [...]} for one with phases of its own. "*" is every source of
+    # DATASETS.TRAIN in its order, each with all its tasks.
+    cfg.CYCLE.SLOTS = ()
+    # {task: [{name: lock, share: 0.5, train: [group, ...]}, ...]}; train: all is every group.
+    cfg.CYCLE.PHASES = CN(new_allowed=True)
+    # {group: {patterns: ["trunk.*", ...], tasks: [cls, ...]}} over parameter names: each parameter
+    # in exactly one group; tasks are those whose losses depend on it, by default all.
+    cfg.CYCLE.GROUPS = CN(new_allowed=True)
+    # "cyclic", "sequential" (CYCLES times one source, then the next) or "joint".
+    cfg.CYCLE.ORDER = ""
+    # What counts as a slot: a "visit" to a (source, task) with all its phases, or every "phase".
+    cfg.CYCLE.SLOT_IS = ""
+    # What locked norm layers, dropout and drop path do: "eval" (locked is still: statistics rest,
+    # features are those of prediction) or "train" (the released code: only gradients are off).
+    cfg.CYCLE.LOCKED_LAYERS = ""
+    # Learning rate refreshed every "step", or where a "cycle" begins (released code, 2.3).
+    cfg.CYCLE.LR_PER = ""
 
 
 def _add_teacher(cfg: CN) -> None:

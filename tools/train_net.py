@@ -4,6 +4,7 @@
     python tools/train_net.py --config-file configs/foundation_x/swin_t_11src_xplus.yaml
     python tools/train_net.py --config-file FILE --num-gpus 8 SOLVER.IMS_PER_BATCH 192
     python tools/train_net.py --config-file FILE --resume
+    python tools/train_net.py --config-file FILE --dry-run CYCLE.NAME paper CYCLE.CYCLES 100
     python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS W.safetensors
 
 The datasets lie below $DETECTRON2_DATASETS. Without a GPU everything runs on the CPU. Exit code:
@@ -25,7 +26,13 @@ from detectron2.utils.logger import setup_logger
 
 from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import FxCheckpointer
-from fx_d2.engine.setup import ConfigError, check_datasets, config_errors, load_config
+from fx_d2.engine.dry_run import dry_run
+from fx_d2.engine.setup import (
+    ConfigError,
+    checked_config,
+    config_errors,
+    config_of_the_run_kept,
+)
 from fx_d2.engine.trainer import FxTrainer, NonFiniteLoss, check_heads
 
 _FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError)
@@ -34,27 +41,20 @@ _FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError)
 def _parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=(__doc__ or "").partition("\n")[2])
     parser.description = (__doc__ or "").partition("\n")[0]
+    parser.add_argument("--dry-run", action="store_true", help="print the schedule; train nothing")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
 
-def _set_up(args: argparse.Namespace):
-    cfg = load_config(args.config_file, args.opts)
-    check_datasets(cfg, train=not args.eval_only)
-    if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise ConfigError(f"--num-gpus {args.num_gpus}, but MODEL.DEVICE is the CPU here")
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
-        raise ConfigError(
-            "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
-        )
+def _set_up(cfg, args: argparse.Namespace) -> None:
     with config_errors():
         default_setup(cfg, args)
     log = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")
     log.info("running on %s", cfg.MODEL.DEVICE)
-    return cfg
 
 
 def _evaluate(cfg, args: argparse.Namespace) -> None:
+    _set_up(cfg, args)
     with config_errors():
         model = FxTrainer.build_model(cfg)
         check_heads(cfg, model)
@@ -66,21 +66,26 @@ def _evaluate(cfg, args: argparse.Namespace) -> None:
 
 
 def _train(cfg, args: argparse.Namespace) -> None:
-    with config_errors():
-        trainer = FxTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    with config_of_the_run_kept(cfg.OUTPUT_DIR):
+        _set_up(cfg, args)
+        with config_errors():
+            trainer = FxTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
     trainer.train()
+
+
+def _show(cfg, args: argparse.Namespace) -> None:
+    with config_errors():
+        print(dry_run(FxTrainer, cfg))
 
 
 def _run(args: argparse.Namespace) -> None:
     """In every process; an error for the user becomes one line and exit code 2."""
+    work = _show if args.dry_run else _evaluate if args.eval_only else _train
     try:
-        cfg = _set_up(args)
-        (_evaluate if args.eval_only else _train)(cfg, args)
+        work(checked_config(args), args)
     except KeyboardInterrupt:
-        print(
-            "train_net.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr
-        )
+        print("train_net.py: interrupted; --resume goes on from there", file=sys.stderr)
         sys.exit(130)
     except _FOR_USERS as exc:
         if args.traceback:
@@ -92,8 +97,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = _parser().parse_args()
-    found = torch.cuda.device_count()
-    if args.num_gpus > max(found, 1):
+    if args.num_gpus > max(found := torch.cuda.device_count(), 1):
         print(f"train_net.py: error: --num-gpus {args.num_gpus}, {found} found", file=sys.stderr)
         sys.exit(2)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,11 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import comm
 from yacs.config import CfgNode as PlainNode
 
 import fx_d2
+from fx_d2.data.atomic import write_atomically
 from fx_d2.data.build import source_of, tasks_of
 from fx_d2.data.errors import DataError
 
@@ -65,6 +68,19 @@ def check_datasets(cfg: CfgNode, *, train: bool) -> None:
         raise ConfigError(f"DATASETS.{empty} is empty: name one or more datasets")
 
 
+def checked_config(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line of ``tools/train_net.py``, if what it asks for can be done."""
+    cfg = load_config(args.config_file, args.opts)
+    check_datasets(cfg, train=not args.eval_only)
+    if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
+        raise ConfigError(f"--num-gpus {args.num_gpus}, but MODEL.DEVICE is the CPU here")
+    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
+        )
+    return cfg
+
+
 @contextmanager
 def config_errors() -> Iterator[None]:
     """Turn what a wrong setting raises within into a :class:`ConfigError`.
@@ -78,6 +94,22 @@ def config_errors() -> Iterator[None]:
         raise
     except (KeyError, ValueError, AssertionError, OSError) as exc:
         raise ConfigError(_text(exc)) from exc
+
+
+@contextmanager
+def config_of_the_run_kept(folder: str) -> Iterator[None]:
+    """Put ``config.yaml`` of an earlier run back when this one is refused within.
+
+    Detectron2 writes the file before anything is compared with that run.
+    """
+    file = Path(folder) / "config.yaml"
+    before = file.read_bytes() if file.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None and comm.is_main_process():
+            write_atomically(file, before)
+        raise
 
 
 def _explained(exc: BaseException, cfg: CfgNode) -> str:

@@ -40,15 +40,19 @@ from fx_d2.evaluation import (
 from fx_d2.modeling.meta_arch.student_teacher import StudentTeacher, evaluated_models
 
 from .checkpoint import FxCheckpointer
+from .cycle import PhaseAt
+from .cycle_config import build_plan, check_same_lines, cycle_choice, with_max_iter
+from .forgetting import ForgettingHook
 from .hooks import JointMix, KeepBest
+from .lock_release import LockReleaseHook, refreshed
 from .optimizer import NormClipper, build_optimizer
 from .setup import ConfigError
 from .teacher import TeacherEMAHook
+from .tuning import tune
 
 _logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16")
-from .tuning import tune
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -174,7 +178,7 @@ def _mean_over_ranks(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 
 class FxTrainer(DefaultTrainer):
-    """Trains the model of a config on a mix of its sources and tasks.
+    """Trains the model of a config on its sources and tasks, by a cycle or in a mix.
 
     ::
 
@@ -184,6 +188,10 @@ class FxTrainer(DefaultTrainer):
 
     Args:
         cfg: with the keys of :func:`fx_d2.config.add_fx_config`.
+
+    Attributes:
+        plan: what is trained, and for how long.
+        phase: of the cycle that the current step belongs to; None in joint training.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -195,15 +203,20 @@ class FxTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         check_heads(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
+        tune(cfg, model)
         loader = self.build_train_loader(cfg)
+        self.plan = build_plan(cfg, loader)
+        self.phase: PhaseAt | None = None
+        self.cfg = cfg = with_max_iter(cfg, self.plan.max_iter)
         self._trainer = TrainStep(_distributed(model), loader, optimizer, cfg)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.scheduler = refreshed(
+            cfg, self.build_lr_scheduler(cfg, optimizer), optimizer, self.plan.schedule
+        )
         self.checkpointer = FxCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             cfg=cfg,
             keep_last=cfg.SOLVER.FX.KEEP_LAST,
-        tune(cfg, model)
             trainer=weakref.proxy(self),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -217,14 +230,16 @@ class FxTrainer(DefaultTrainer):
 
     def schedule_hook(self) -> hooks.HookBase:
         """What points the loader at (source, task); a subclass may train by another schedule."""
-        return JointMix(self.cfg)
+        if self.plan.schedule is None:
+            return JointMix(self.cfg)
+        return LockReleaseHook(self.plan.schedule, cycle_choice(self.cfg, "LOCKED_LAYERS"))
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """The hooks, in their order.
 
         The schedule comes before anything that could take a batch; the learning rate and the
         teacher before the checkpoint, which holds those of the next step; the checkpoint before the
-        evaluation, which may fail; the best one after it; the writers last, so that they see
+        evaluations, which may fail; the best one after it; the writers last, so that they see
         everything.
         """
         cfg, main = self.cfg, comm.is_main_process()
@@ -239,6 +254,8 @@ class FxTrainer(DefaultTrainer):
         if main and cfg.SOLVER.FX.BEST_METRIC:
             best = tuple(cfg.SOLVER.FX.BEST_METRIC)
             result.append(KeepBest(self.checkpointer, best, cfg.SOLVER.FX.BEST_MODE))
+        if cfg.FORGETTING.AFTER:
+            result.append(ForgettingHook(cfg))
         if main:
             writers = self.build_writers()
             result.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.FX.LOG_PERIOD))
@@ -272,10 +289,12 @@ class FxTrainer(DefaultTrainer):
         state = TrainerBase.state_dict(self)
         state["optimizer"] = self.optimizer.state_dict()
         state["scheduler"] = self.scheduler.state_dict()
+        state["schedule"] = self.plan.lines
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of :meth:`state_dict`; a run by another schedule is refused."""
+        check_same_lines(state_dict.get("schedule", self.plan.lines), self.plan.lines)
         TrainerBase.load_state_dict(self, state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.scheduler.load_state_dict(state_dict["scheduler"])
