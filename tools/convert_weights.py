@@ -7,8 +7,8 @@
       --config-file configs/published/foundation_x_swin_b.yaml --report fxplus_report.json
     python tools/convert_weights.py --input tuned.safetensors --out plain.safetensors
 
-Read are Swin (Microsoft, timm), Ark-6, Foundation X and X+; the last line folds the LoRA branches of
-an fx_d2 checkpoint into its weights. The result is for MODEL.WEIGHTS (docs/convert_weights.md).
+Read are Swin (Microsoft, timm), Ark-6, Foundation X and X+; the last line folds the LoRA branches
+of an fx_d2 checkpoint into its weights. The result is for MODEL.WEIGHTS (docs/convert_weights.md).
 """
 
 from __future__ import annotations
