@@ -19,12 +19,16 @@ from fx_d2.modeling.heads.spec import head_specs
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
 FOUNDATION_X = [name for name in FILES if name.startswith("foundation_x/")]
+# Laid over a config of a model by a list of _BASE_; here over the base of all.
+LAYERS = ("teacher/",)
 CHILD_LINES = 30
 
 
 def load(name: str) -> CfgNode:
     cfg = get_cfg()
     add_fx_config(cfg)
+    if name.startswith(LAYERS):
+        cfg.merge_from_file(str(ROOT / "Base-FX.yaml"))
     cfg.merge_from_file(str(ROOT / name))
     return cfg
 
@@ -119,3 +123,24 @@ def test_no_source_is_said_with_what_the_config_names():
         head_specs(cfg)
     cfg.MODEL.FX.SOURCES, cfg.DATASETS.EXTRA_TASKS = ("nih14",), ("nih14/loc",)
     assert [s.name for s in head_specs(cfg)] == ["nih14/loc"]
+
+
+def test_a_layer_lies_over_a_model(tmp_path):
+    """As the comments in configs/teacher say it is used."""
+    for name in (f for f in FILES if f.startswith("teacher/")):
+        model = "foundation_x/swin_b_11src_x.yaml"
+        (tmp_path / "mine.yaml").write_text(f"_BASE_: [{ROOT / model}, {ROOT / name}]\n")
+        layered, plain = load(model), load(model)
+        layered.merge_from_file(str(tmp_path / "mine.yaml"))
+        assert layered.MODEL.META_ARCHITECTURE == "StudentTeacher"
+        assert layered.TEACHER != plain.TEACHER
+        plain.TEACHER, plain.MODEL.META_ARCHITECTURE = layered.TEACHER, "StudentTeacher"
+        assert layered == plain  # nothing else changed
+
+
+def test_the_faithful_teacher_has_the_numbers_of_the_released_code():
+    node = load("teacher/faithful.yaml").TEACHER
+    assert (node.UPDATE, node.MOMENTUM, node.WEIGHT, node.MIX) == ("phase", 0.8, 0.5, "convex")
+    assert (node.VIEWS, node.MOMENTUM_SCHEDULE, node.MOMENTUM_WARMUP) == (1, "constant", False)
+    intended = load("teacher/intended.yaml").TEACHER
+    assert (intended.UPDATE, intended.VIEWS, intended.MIX) == ("iteration", 2, "sum")
