@@ -15,12 +15,16 @@ from fx_d2.data.vocabulary import CHEXPERT_14
 from fx_d2.engine.checkpoint import read_description
 from fx_d2.engine.convert import Foreign, convert, read_foreign
 from fx_d2.engine.convert.convert import meta_model, position_index
-from fx_d2.engine.convert.rules import CLS_HEADS
 from fx_d2.engine.setup import load_config
 from fx_d2.engine.weights import CheckpointError
 from fx_d2.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[3]
+# Classifier i of a checkpoint, as documented.
+CLS_HEADS = (
+    *("tbx11k", "node21", "candid_ptx", "rsna", "chestx_det", "siim_acr"),
+    *("chexpert", "nih14", "vindr_cxr", "shenzhen", "mimic_cxr"),
+)
 PUBLISHED = "configs/published/foundation_x_swin_b.yaml"
 
 
