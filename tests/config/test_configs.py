@@ -42,7 +42,8 @@ def tiny(cfg: CfgNode) -> CfgNode:
     kwargs = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
     cfg.MODEL.FX.TRUNK.KWARGS = CfgNode(kwargs, new_allowed=True)
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
-    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = cfg.MODEL.FX.SEG.CHANNELS = 16
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.FX.SEG.CHANNELS = 24  # "upernet" needs the width of the finest stage
     cfg.MODEL.FX.CLS.LOCAL.DIM = 16
     if not (cfg.DATASETS.TRAIN or cfg.MODEL.FX.SOURCES):
         cfg.MODEL.FX.SOURCES = ("chestx_det",)  # a base file leaves the sources to its children
