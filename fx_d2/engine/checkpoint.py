@@ -345,6 +345,8 @@ class FxCheckpointer(Checkpointer):
                 raise CheckpointError(f"the training state has no {key!r}", file=file)
             try:
                 self.checkpointables[key].load_state_dict(state.pop(key))
+            except CheckpointError:
+                raise
             except (KeyError, ValueError, TypeError) as exc:
                 raise CheckpointError(
                     f"the state of {key!r} does not fit this run ({exc})",

@@ -27,20 +27,22 @@ class Group:
     Args:
         patterns: of their names; ``*`` and ``?`` as in file names.
         tasks: whose losses depend on them.
+        optional: whether patterns may name nothing, since not every model has every part.
     """
 
     patterns: tuple[str, ...]
     tasks: tuple[str, ...] = TASKS
+    optional: bool = False
 
 
 # The columns of the paper's table, over the names of FoundationX.
 GROUPS: dict[str, Group] = {
-    "backbone": Group(("trunk.*",)),
-    "cls_head": Group(("heads.cls.*", "cls_encoder.*"), ("cls",)),
-    "loc_encoder": Group(("loc_encoder.*",), ("loc",)),
-    "loc_decoder": Group(("heads.loc.*", "loc_decoder.*"), ("loc",)),
-    "seg_decoder": Group(("seg_decoder.*",), ("seg",)),
-    "seg_head": Group(("heads.seg.*",), ("seg",)),
+    "backbone": Group(("trunk.*",), TASKS, optional=True),
+    "cls_head": Group(("heads.cls.*", "cls_encoder.*"), ("cls",), optional=True),
+    "loc_encoder": Group(("loc_encoder.*",), ("loc",), optional=True),
+    "loc_decoder": Group(("heads.loc.*", "loc_decoder.*"), ("loc",), optional=True),
+    "seg_decoder": Group(("seg_decoder.*",), ("seg",), optional=True),
+    "seg_head": Group(("heads.seg.*",), ("seg",), optional=True),
 }
 
 

@@ -19,6 +19,7 @@ from fx_d2.data.sources import SOURCES
 from fx_d2.data.task_loader import Key, TaskLoader
 
 from .cycle import GROUPS, ORDERS, TASKS, Cycle, Group, Pass, Phase, Schedule, Slot, choose
+from .weights import CheckpointError
 
 CUSTOM, JOINT = "custom", "joint"
 SLOT_IS = ("visit", "phase")
@@ -116,7 +117,11 @@ def check_same_lines(then: Sequence[str], now: Sequence[str]) -> None:
     """Raise when a run that is resumed had another schedule, with the first difference."""
     for was, is_now in zip_longest(then, now, fillvalue="nothing"):
         if was != is_now:
-            raise ValueError(f"its schedule has {was!r} where this one has {is_now!r}")
+            raise CheckpointError(
+                f"the schedule of this run has {is_now!r}",
+                expected=f"{was!r} as in the run it would resume",
+                fix="resume with its own config, or start anew in another OUTPUT_DIR",
+            )
 
 
 def _joint(cfg: Any, loader: TaskLoader) -> Plan:
@@ -142,7 +147,7 @@ def build_cycle(cfg: Any, keys: Sequence[Key]) -> Cycle:
         keys: every (source, task) there is, in the order that ``*`` stands for.
     """
     node, given = cfg.CYCLE, preset(cfg.CYCLE.NAME)
-    groups = _groups(node.GROUPS or given.get("GROUPS") or {})
+    groups = _groups(node.GROUPS or given.get("GROUPS") or {}, optional=not node.GROUPS)
     by_task = {**(given.get("PHASES") or {}), **dict(node.PHASES)}
     for task in by_task:
         choose(task, TASKS, "CYCLE.PHASES: task")
@@ -168,7 +173,7 @@ def build_cycle(cfg: Any, keys: Sequence[Key]) -> Cycle:
     return Cycle(cfg.CYCLE.NAME, tuple(slots), groups, cycle_choice(cfg, "ORDER"))
 
 
-def _groups(given: Mapping[str, Any]) -> Mapping[str, Group]:
+def _groups(given: Mapping[str, Any], *, optional: bool) -> Mapping[str, Group]:
     if not given:
         return GROUPS
     groups = {}
@@ -180,7 +185,9 @@ def _groups(given: Mapping[str, Any]) -> Mapping[str, Group]:
             patterns, tasks = item.get("patterns"), item.get("tasks", TASKS)
         else:
             patterns, tasks = item, TASKS
-        groups[name] = Group(_words(patterns, f"{where}.patterns"), _words(tasks, f"{where}.tasks"))
+        groups[name] = Group(
+            _words(patterns, f"{where}.patterns"), _words(tasks, f"{where}.tasks"), optional
+        )
     return groups
 
 

@@ -11,7 +11,7 @@ from detectron2.solver import LRMultiplier
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import nn
 
-from fx_d2.modeling.freeze import group_parameters, set_trainable
+from fx_d2.modeling.freeze import NamePatterns, group_parameters, set_trainable
 
 from .cycle import Cycle, PhaseAt, Schedule
 from .cycle_config import cycle_choice
@@ -24,11 +24,15 @@ def patterns_by_group(cycle: Cycle, model: nn.Module) -> dict[str, tuple[str, ..
     """The parameters of each group of a cycle, by name.
 
     Raises:
-        ValueError: a parameter is in no group or in several, or a phase trains a group of which
-            the model has nothing.
+        ValueError: a parameter is in no group or in several, a pattern of the config names none,
+            or a phase trains a group of which the model has nothing.
     """
     groups = {name: group.patterns for name, group in cycle.groups.items()}
     members = group_parameters(model, groups)
+    for name, group in cycle.groups.items():
+        idle = NamePatterns(group.patterns).idle(n for names in members.values() for n in names)
+        if idle and not group.optional:
+            raise ValueError(f"CYCLE.GROUPS.{name}: {idle[0]!r} names no parameter of the model")
     for slot in cycle.slots:
         for phase in slot.phases:
             for group in phase.trainable:
