@@ -204,6 +204,21 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.FX.BEST_METRIC = ()
     # Whether the best mean is the largest ("max") or the smallest ("min").
     cfg.SOLVER.FX.BEST_MODE = "max"
+    # Above 1, so many of the best by that mean stay as "model_top_<iteration>".
+    cfg.SOLVER.FX.KEEP_BEST = 1
+    cfg.SOLVER.FX.PLATEAU = CN()
+    cfg.SOLVER.FX.EARLY_STOP = CN()
+    for node in (cfg.SOLVER.FX.PLATEAU, cfg.SOLVER.FX.EARLY_STOP):
+        # Patterns over "source/task/metric", whose mean has to get better.
+        node.METRIC = ()
+        # Whether better is larger ("max") or smaller ("min").
+        node.MODE = "max"
+        # Evaluations (TEST.EVAL_PERIOD) without progress until something is done; 0 is off.
+        node.PATIENCE = 0
+        # What counts as progress: more than this.
+        node.MIN_DELTA = 0.0
+    # All learning rates are multiplied by it; the usual tenth.
+    cfg.SOLVER.FX.PLATEAU.FACTOR = 0.1
     # Iterations between two lines of the log, of metrics.json and of TensorBoard.
     cfg.SOLVER.FX.LOG_PERIOD = 20
 

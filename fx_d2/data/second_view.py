@@ -14,7 +14,7 @@ from fvcore.transforms.transform import PadTransform, Transform, TransformList
 
 from .transforms import AugmentConfig, is_grey
 
-_NO_GEOMETRY = {
+_NO_GEOMETRY: dict[str, Any] = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
     "flip": 0.0,

@@ -45,6 +45,7 @@ from .cycle_config import build_plan, check_same_lines, cycle_choice, with_max_i
 from .forgetting import ForgettingHook
 from .hooks import JointMix, KeepBest
 from .lock_release import LockReleaseHook, refreshed
+from .metric_hooks import EarlyStopping, Plateau, TrainingStopped
 from .optimizer import NormClipper, build_optimizer
 from .setup import ConfigError
 from .teacher import TeacherEMAHook
@@ -239,8 +240,8 @@ class FxTrainer(DefaultTrainer):
 
         The schedule comes before anything that could take a batch; the learning rate and the
         teacher before the checkpoint, which holds those of the next step; the checkpoint before the
-        evaluations, which may fail; the best one after it; the writers last, so that they see
-        everything.
+        evaluations, which may fail; the best one after it; the writers see everything
+        before a run may be stopped early.
         """
         cfg, main = self.cfg, comm.is_main_process()
         result = [hooks.IterationTimer(), self.schedule_hook(), hooks.LRScheduler()]
@@ -253,12 +254,18 @@ class FxTrainer(DefaultTrainer):
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if main and cfg.SOLVER.FX.BEST_METRIC:
             best = tuple(cfg.SOLVER.FX.BEST_METRIC)
-            result.append(KeepBest(self.checkpointer, best, cfg.SOLVER.FX.BEST_MODE))
+            fx = cfg.SOLVER.FX
+            result.append(KeepBest(self.checkpointer, best, fx.BEST_MODE, fx.KEEP_BEST))
+        if cfg.SOLVER.FX.PLATEAU.PATIENCE:
+            result.append(Plateau(cfg.SOLVER.FX.PLATEAU, cfg.TEST.EVAL_PERIOD, self._evaluate))
         if cfg.FORGETTING.AFTER:
             result.append(ForgettingHook(cfg))
         if main:
             writers = self.build_writers()
             result.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.FX.LOG_PERIOD))
+        if cfg.SOLVER.FX.EARLY_STOP.PATIENCE:
+            stop = cfg.SOLVER.FX.EARLY_STOP
+            result.append(EarlyStopping(stop, cfg.TEST.EVAL_PERIOD, self._evaluate))
         return result
 
     def _evaluate(self) -> Results:
@@ -276,7 +283,10 @@ class FxTrainer(DefaultTrainer):
         """
         self.model.train()
         with _one_line_errors():
-            TrainerBase.train(self, self.start_iter, self.max_iter)
+            try:
+                TrainerBase.train(self, self.start_iter, self.max_iter)
+            except TrainingStopped as stopped:
+                _logger.info("%s", stopped)
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results)
         return self._last_eval_results
@@ -420,7 +430,7 @@ def _one_line_errors() -> Iterator[None]:
 
     def not_for_users(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, (DataError, ConfigError, NonFiniteLoss))
+        return not isinstance(error, (DataError, ConfigError, NonFiniteLoss, TrainingStopped))
 
     log.addFilter(not_for_users)
     try:
