@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -192,6 +193,27 @@ def test_images_without_boxes_are_left_out_of_both(build, item):
     del batch[0]["instances"]
     losses = model(batch)
     assert losses.pop(LOSS) > 0 and all(value == 0 for value in losses.values())
+
+
+def test_a_distributed_wrapper_sees_the_student_only(build, item, tmp_path):
+    model = apart(build()).train()
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(
+            model, broadcast_buffers=False, find_unused_parameters=True
+        )
+        held = {id(p) for p in wrapped.parameters()}
+        assert held == {id(p) for p in model.parameters()}
+        before = {n: v.clone() for n, v in model.teacher.state_dict().items()}
+        for task in TASKS:
+            losses = wrapped(batch_of(item, task))
+            assert losses[LOSS] > 0
+            sum(losses.values()).backward()
+        assert all(torch.equal(v, before[n]) for n, v in model.teacher.state_dict().items())
+        assert {n.removeprefix("module.") for n in wrapped.state_dict()} == set(model.state_dict())
+    finally:
+        dist.destroy_process_group()
 
 
 class Toy(nn.Module):
