@@ -29,7 +29,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_lora_from_a_checkpoint_with_other_heads(weights: Path, tmp_path: Path):
     words = ["MODEL.WEIGHTS", weights, "MODEL.FX.TUNE.MODE", "lora", "OUTPUT_DIR", tmp_path / "run"]
-    cfg = load_config(str(QUICK), [*map(str, words), "DATASETS.TEST", "()"])
+    cfg = load_config(str(QUICK), [*map(str, words), "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "3"])
     trainer = FxTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from detectron2.engine import HookBase
 
 import few_shot
 from fx_d2.engine import few_shot as protocol
@@ -45,6 +46,14 @@ def command(world, monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str
     for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
         log.handlers, log.propagate = handlers, propagate
         log.setLevel(level)
+
+
+class Interrupt(HookBase):
+    """Ctrl-C in the third step."""
+
+    def after_step(self) -> None:
+        if self.trainer.iter == 2:
+            raise KeyboardInterrupt
 
 
 def pool(patients: int, images_each: int) -> Pool:
@@ -87,14 +96,15 @@ def test_tables_by_hand():
 
 def test_the_whole_protocol_and_going_on(command, tmp_path: Path, monkeypatch):
     out = tmp_path / "out"
-    words = ("--images", 3, 2, "--draws", 2, "--out", out, "SOLVER.MAX_ITER", 3)
-    trained: list[str] = []
+    words = ("--images", 3, 2, "--draws", 2, "--out", out)
+    words += ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2)
+    trained: list[tuple[str, int]] = []
     train = protocol.FxTrainer.train
 
     def counted(self):
-        trained.append(Path(self.cfg.OUTPUT_DIR).name)
+        trained.append((Path(self.cfg.OUTPUT_DIR).name, self.start_iter))
         if len(trained) == 2:
-            raise KeyboardInterrupt
+            self.register_hooks([Interrupt()])
         return train(self)
 
     monkeypatch.setattr(protocol.FxTrainer, "train", counted)
@@ -102,8 +112,11 @@ def test_the_whole_protocol_and_going_on(command, tmp_path: Path, monkeypatch):
     assert code == 130 and "call it again to continue" in err and "Traceback" not in err
     code, said, _ = command(*words)
     assert code == 0
-    # The finished one is not repeated, the interrupted one is.
-    assert trained == ["n0003_draw1", "n0003_draw2", "n0003_draw2", "n0002_draw1", "n0002_draw2"]
+    # The finished one is not repeated, the interrupted one goes on from its checkpoint.
+    assert trained == [
+        *(("n0003_draw1", 0), ("n0003_draw2", 0)),
+        *(("n0003_draw2", 2), ("n0002_draw1", 0), ("n0002_draw2", 0)),
+    ]
     assert "montgomery/seg/Dice" in said and "±" in (out / "few_shot.md").read_text("utf-8")
     body = json.loads((out / "few_shot.json").read_text())
     figures = {(r["images"], r["draw"]): r["figures"]["montgomery/seg/Dice"] for r in body["runs"]}
