@@ -27,11 +27,11 @@ def patterns_by_group(cycle: Cycle, model: nn.Module) -> dict[str, tuple[str, ..
         ValueError: a parameter is in no group or in several, a pattern of the config names none,
             or a phase trains a group of which the model has nothing.
     """
-    groups = {name: group.patterns for name, group in cycle.groups.items()}
+    groups = {name: row.patterns for name, row in cycle.groups.items()}
     members = group_parameters(model, groups)
-    for name, group in cycle.groups.items():
-        idle = NamePatterns(group.patterns).idle(n for names in members.values() for n in names)
-        if idle and not group.optional:
+    for name, row in cycle.groups.items():
+        idle = NamePatterns(row.patterns).idle(n for names in members.values() for n in names)
+        if idle and not row.optional:
             raise ValueError(f"CYCLE.GROUPS.{name}: {idle[0]!r} names no parameter of the model")
     for slot in cycle.slots:
         for phase in slot.phases:
