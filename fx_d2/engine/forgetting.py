@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,8 @@ class ForgettingHook(HookBase):
         trainer: Any = self.trainer
         assert self._table is not None
         _logger.info("scoring every head: %s", moment.title)
-        results = trainer.scores(self._scoring, trainer.model)
+        with _quiet("fx_d2.evaluation", "detectron2.evaluation"):
+            results = trainer.scores(self._scoring, trainer.model)
         if not comm.is_main_process():
             return
         scores: dict[str, Scores] = {}
@@ -271,6 +273,20 @@ class ForgettingHook(HookBase):
                     key = f"{name}/{who}"
                     trainer.storage.put_scalar(key, value, smoothing_hint=False)
                     _logger.info("%s: %.4f", key, value)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Only errors of these loggers: tables of every head after every slot would fill the log."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -78,21 +78,21 @@ def draw_map(
 
 
 def _table(heads: Sequence[str], rows: Sequence[ScoreRow]) -> np.ndarray:
-    """Table (rows, heads) of floats, NaN where a score is not known."""
+    """Table (rows, heads) of percentages, NaN where a score is not known."""
     table = np.full((len(rows), len(heads)), np.nan)
     for i, row in enumerate(rows):
         for j, head in enumerate(heads):
             value = known(row.scores, head)
-            table[i, j] = np.nan if value is None else value
+            table[i, j] = np.nan if value is None else 100 * value
     return table
 
 
 def _range(tables: Sequence[np.ndarray]) -> tuple[float, float]:
     values = np.concatenate([table[np.isfinite(table)] for table in tables])
     if not len(values):
-        return 0.0, 1.0
+        return 0.0, 100.0
     low, high = float(values.min()), float(values.max())
-    return (low, high) if high > low else (low - 0.05, high + 0.05)
+    return (low, high) if high > low else (low, low + 1)
 
 
 def _decorate(
@@ -111,7 +111,7 @@ def _decorate(
                 axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=line))
             if len(rows) <= _NUMBERS and np.isfinite(table[i, j]):
                 bright = (table[i, j] - low) / (high - low) > 0.6
-                text = f"{100 * table[i, j]:.0f}"
+                text = f"{table[i, j]:.0f}"
                 colour = "black" if bright else "white"
                 axis.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
 
