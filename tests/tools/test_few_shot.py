@@ -13,6 +13,7 @@ from detectron2.engine import HookBase
 
 import few_shot
 from fx_d2.engine import few_shot as protocol
+from fx_d2.engine.checkpoint import config_of, read_description
 from fx_d2.engine.few_shot import Pool, Row, Run, drawn, markdown, rows_of, runs_of
 from fx_d2.engine.setup import ConfigError
 from fx_d2.phantom.world import make_world
@@ -128,6 +129,8 @@ def test_the_whole_protocol_and_going_on(command, tmp_path: Path, monkeypatch):
     assert set(splits["n0002_draw1"]["train"]) < set(splits["n0003_draw1"]["train"])
     assert splits["n0002_draw1"]["test"] == splits["n0003_draw2"]["test"]
     assert not set(splits["n0003_draw1"]["test"]) & set(splits["n0003_draw1"]["train"])
+    own = config_of(read_description(out / "runs/n0003_draw1/model_final.safetensors"))
+    assert tuple(own.DATASETS.TEST) == ("montgomery_test",) and own.TEST.EVAL_PERIOD == 0
     # Finished, called once more: nothing is trained, the table is the same.
     before = (out / "few_shot.csv").read_bytes()
     assert command(*words)[0] == 0 and len(trained) == 5
