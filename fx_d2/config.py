@@ -241,6 +241,9 @@ def _add_trunk(cfg: CN) -> None:
     # (height, width) that a trunk of fixed input size (CoAtNet) is built for; () is INPUT.FX.SIZE.
     # Others take any size and ignore it.
     cfg.MODEL.FX.TRUNK.IMG_SIZE = ()
+    # "conv": three small convolutions in the place of a patch embedding, which a trunk without
+    # published weights learns from sooner; "own" is the network as it is.
+    cfg.MODEL.FX.TRUNK.STEM = "own"
     # Further arguments of the timm network, such as {embed_dim: 24, depths: [1, 1, 1, 1]} for a
     # tiny variant; they win over those of the row.
     cfg.MODEL.FX.TRUNK.KWARGS = CN(new_allowed=True)
@@ -262,8 +265,8 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.CLS.LOSS = "bce"
     # Loss where exactly one class is true: "ce", or "bce" as the paper does for RSNA (1.2).
     cfg.MODEL.FX.CLS.MULTICLASS_LOSS = "ce"
-    # For "class_weighted": {source: [share of positives, per class]}; a source not named has plain
-    # bce.
+    # For "class_weighted": {source: [share of positives, per class]}. Training counts those of a
+    # source not named over its records and keeps them here, so that a checkpoint has them.
     cfg.MODEL.FX.CLS.PREVALENCE = CN(new_allowed=True)
     # Channels of a hidden layer before the linear one, per source; 0 is none, as in the paper.
     cfg.MODEL.FX.CLS.PROJECTOR = 0

@@ -24,7 +24,7 @@ from .data.sources import get_source
 from .data.task_loader import WorkerConfig
 from .engine.checkpoint import CheckpointError, config_of, load_weights, read_description
 from .engine.setup import config_errors
-from .engine.trainer import precision_of
+from .engine.step import precision_of
 from .modeling.heads.spec import select_heads
 
 PathLike = str | os.PathLike[str]
@@ -195,10 +195,9 @@ class _Inputs(Dataset):
         self._source = source  # any: without targets the mapper does the same for all
 
     def __getitem__(self, image: Image) -> tuple[Image, dict[str, Any] | DataError]:
-        array = isinstance(image, np.ndarray)
-        name = "array" if array else os.fspath(image)
-        record = {"file_name": name, "image_id": name, "source": self._source}
-        if array:
+        name = "array" if isinstance(image, np.ndarray) else os.fspath(image)
+        record: Record = {"file_name": name, "image_id": name, "source": self._source}
+        if isinstance(image, np.ndarray):
             record["pixels"] = image
         try:
             return image, self._mapper(record, "loc", ("predict",))

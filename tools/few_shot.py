@@ -22,9 +22,10 @@ from pathlib import Path
 
 import fx_d2  # noqa: F401 - quiets what Detectron2's imports warn about
 from fx_d2.command_line import Parser, WrongUse, check_output, tool, whole
+from fx_d2.engine.checks import check_config
 from fx_d2.engine.few_shot import METRICS, run_all, runs_of, write_tables
-from fx_d2.engine.setup import ConfigError, check_datasets, load_config
-from fx_d2.engine.trainer import NonFiniteLoss
+from fx_d2.engine.setup import ConfigError, load_config
+from fx_d2.engine.step import NonFiniteLoss
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_output(args.out, folder=True)
     try:
         cfg = load_config(args.config_file, args.opts)
-        check_datasets(cfg, train=True)
+        check_config(cfg, train=True)
         _log_to(args.out / "log.txt")
         runs = runs_of(args.images, args.draws)
         found = run_all(cfg, runs, args.out, lambda line: print(line, flush=True))

@@ -20,6 +20,7 @@ import quiet_interrupt  # noqa: F401 - before anything slow
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -92,6 +93,12 @@ def _check_out(out: Path, given: Sequence[Path], images: Sequence[ImageFile]) ->
     ours = [out / JSON_FOLDER, out / PICTURE_FOLDER]
     for folder in (out, *ours):
         check_output(folder, folder=True)
+    there = next(place for place in (out, *out.absolute().parents) if place.is_dir())
+    try:
+        # Permissions say little of a full, read-only or virtual file system.
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as exc:
+        raise WrongUse(f"--out {out} cannot be written: {exc.strerror} in {there}") from exc
     place = out.resolve()
     for folder in given:
         if folder.is_dir() and folder.resolve() in (place, *place.parents):

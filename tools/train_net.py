@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import fx_d2  # noqa: F401  isort: skip  (first: it quiets what Detectron2's imports warn about)
 import torch
@@ -24,18 +25,16 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from fx_d2.command_line import WrongUse, check_output
 from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import FxCheckpointer
+from fx_d2.engine.checks import check_heads, check_loaded, checked_config
 from fx_d2.engine.dry_run import dry_run
-from fx_d2.engine.setup import (
-    ConfigError,
-    checked_config,
-    config_errors,
-    config_of_the_run_kept,
-)
-from fx_d2.engine.trainer import FxTrainer, NonFiniteLoss, check_heads
+from fx_d2.engine.setup import ConfigError, config_errors, config_of_the_run_kept
+from fx_d2.engine.step import NonFiniteLoss
+from fx_d2.engine.trainer import FxTrainer
 
-_FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError)
+_FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError, WrongUse)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_up(cfg, args: argparse.Namespace) -> None:
+    check_output(Path(cfg.OUTPUT_DIR), folder=True)
     with config_errors():
         default_setup(cfg, args)
     log = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")
@@ -57,9 +57,10 @@ def _evaluate(cfg, args: argparse.Namespace) -> None:
     _set_up(cfg, args)
     with config_errors():
         model = FxTrainer.build_model(cfg)
-        check_heads(cfg, model)
+        check_heads(cfg, model, train=False)
     checkpointer = FxCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    check_loaded(cfg, model, checkpointer.report)
     results = FxTrainer.test(cfg, model)
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)

@@ -65,7 +65,8 @@ def tasks_of(cfg: Any, source: Source) -> tuple[str, ...]:
     for task in extra:
         if task not in source.all_tasks():
             raise ValueError(
-                f"DATASETS.EXTRA_TASKS: {source.key} is annotated for {source.all_tasks()}"
+                f"DATASETS.EXTRA_TASKS has {source.key}/{task}; {source.key} is annotated for "
+                + ", ".join(source.all_tasks())
             )
     wanted = [t for t in source.tasks if t in cfg.DATASETS.TASKS]
     return tuple(t for t in TASKS if t in wanted or t in extra)

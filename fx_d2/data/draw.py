@@ -220,9 +220,9 @@ def font_of(size_px: int) -> Any:
     return ImageFont.load_default(size=size_px)
 
 
-def font_px(picture: Picture) -> int:
-    """Size of the text on a picture: readable when it fills the screen."""
-    return max(12, round(max(picture.shape[:2]) / 42))
+def font_px(side_px: int) -> int:
+    """Size of the text on a picture of this longer side."""
+    return max(12, round(side_px / 42))
 
 
 def _name_boxes(
@@ -233,7 +233,7 @@ def _name_boxes(
 ) -> Picture:
     """Names at the boxes, none over another."""
     image = Image.fromarray(picture)
-    pen, font = ImageDraw.Draw(image), font_of(font_px(picture))
+    pen, font = ImageDraw.Draw(image), font_of(font_px(max(picture.shape[:2])))
     taken: list[_Place] = []
     for name, box, note in scene.boxes:
         wide, high = text_size(pen, name + note, font)
@@ -341,7 +341,7 @@ def _beside_legend(
     picture: Picture, scene: Scene, colours: dict[str, tuple[int, int, int]]
 ) -> Picture:
     """The picture under its title, the legend at its right, on a dark ground."""
-    size = font_px(picture)
+    size = font_px(max(picture.shape[:2]))
     font = font_of(size)
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     lines = list(_legend(scene, colours))

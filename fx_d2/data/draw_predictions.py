@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from .draw import (
 
 _BAR = (92, 122, 160)
 _TRACK = (44, 48, 56)
+_SCREEN = 1.5  # width / height
 _MAX_BOXES = 20  # names of more would hide the film
 
 
@@ -69,10 +71,9 @@ def draw_prediction(
     nothing = [scene.title for scene in scenes if not (scene.boxes or scene.masks)]
     shown = [scene for scene in scenes if scene.title not in nothing] or [Scene(image)]
     panels = [draw_scene(scene, look.coloured(), size_px=look.size_px) for scene in shown]
-    left = _grid(panels)
-    side = _bars(prediction["labels"], look, left.shape[0], font_px(panels[0]))
     notes = [f"nothing found by {', '.join(nothing)}"] if nothing else []
-    return _titled([part for part in (left, side) if part is not None], title, notes, panels[0])
+    size = font_px(look.size_px)
+    return _titled(_with_bars(_grid(panels), prediction["labels"], look, size), title, notes, size)
 
 
 def _scenes(
@@ -113,75 +114,122 @@ def _grid(panels: Sequence[Picture], gap_px: int = 8) -> Picture:
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     heights = [max(p.shape[0] for p in row) + gap_px for row in rows]
     cell = max(p.shape[1] for p in panels) + gap_px
-    canvas = np.full((sum(heights), cell * columns, 3), BACKGROUND, dtype=np.uint8)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for i, panel in enumerate(row):
-            canvas[top : top + panel.shape[0], i * cell : i * cell + panel.shape[1]] = panel
-        top += height
-    return canvas
+    parts = [
+        (panel, (sum(heights[:r]), i * cell))
+        for r, row in enumerate(rows)
+        for i, panel in enumerate(row)
+    ]
+    return _stacked((cell * columns, sum(heights)), *parts)
 
 
-def _bars(
-    labels: Mapping[str, Mapping[str, float]], look: Look, height: int, size: int
-) -> Picture | None:
-    """Per source its classes with a bar and a figure, in columns as high as the panels."""
+def _with_bars(
+    films: Picture, labels: Mapping[str, Mapping[str, float]], look: Look, size: int
+) -> Picture:
+    """Bars at the right of the films or below them, whichever fits a screen better."""
     if not labels:
-        return None
-    pen, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), font_of(size)
-    row = round(size * 1.4)
-    names = [name for classes in labels.values() for name in (*classes, *labels)]
-    name_px = min(max(text_size(pen, name, font)[0] for name in names), 15 * size)
-    bar_px, number_px = 6 * size, text_size(pen, "0.00", font)[0]
-    column_px = name_px + bar_px + number_px + 3 * size
-    columns = _flow(labels, max(height // row, 2 + max(map(len, labels.values()))))
-    deepest = max(len(column) for column in columns)
-    canvas = Image.new("RGB", (column_px * len(columns), max(height, deepest * row)), BACKGROUND)
-    pen = ImageDraw.Draw(canvas)
-    for number, column in enumerate(columns):
-        x = number * column_px + size
-        for place, (name, value) in enumerate(column):
-            y = place * row
-            if value is None:
-                pen.text((x, y), fitted(pen, name, font, column_px - size), fill=DIM, font=font)
-                continue
-            high = value >= look.score_threshold
-            bar = (x + name_px + size // 2, y + size // 4, y + size)
-            pen.text((x, y), fitted(pen, name, font, name_px), fill=TEXT, font=font)
-            pen.rectangle((bar[0], bar[1], bar[0] + bar_px, bar[2]), fill=_TRACK)
-            end = bar[0] + round(bar_px * min(max(value, 0.0), 1.0))
-            pen.rectangle((bar[0], bar[1], end, bar[2]), fill=POSITIVE if high else _BAR)
-            colour = POSITIVE if high else TEXT
-            pen.text((bar[0] + bar_px + size // 2, y), f"{value:.2f}", fill=colour, font=font)
-    return np.asarray(canvas)
+        return films
+    bars = _Bars(labels, look, size)
+    height, width = films.shape[:2]
+    plans = []
+    for rows in bars.choices():
+        across, down = bars.extent(rows)
+        for place in ((0, width), (height, 0)):
+            whole = (max(width, place[1] + across), max(height, place[0] + down))
+            # As small as possible, and of the shape of a screen.
+            misfit = math.log(whole[0] * whole[1])
+            misfit += abs(math.log(whole[0] / whole[1] / _SCREEN))
+            plans.append((misfit, whole, place, rows))
+    _, whole, place, rows = min(plans)
+    return _stacked(whole, (films, (0, 0)), (bars.draw(rows), place))
+
+
+def _stacked(size: tuple[int, int], *parts: tuple[Picture, tuple[int, int]]) -> Picture:
+    """Pictures at their (top, left) on a dark ground of (width, height)."""
+    canvas = np.full((size[1], size[0], 3), BACKGROUND, dtype=np.uint8)
+    for picture, (top, left) in parts:
+        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvas
 
 
 _Row = tuple[str, "float | None"]  # a class and its probability, or a heading
 
 
-def _flow(labels: Mapping[str, Mapping[str, float]], rows: int) -> list[list[_Row]]:
-    """Blocks of sources in columns of at most ``rows``; a block is never torn."""
-    columns: list[list[_Row]] = [[]]
-    for source, classes in labels.items():
-        block: list[_Row] = [(source, None), *classes.items()]
-        if columns[-1] and len(columns[-1]) + 1 + len(block) > rows:
-            columns.append([])
-        columns[-1] += [("", None), *block] if columns[-1] else block
-    return columns
+class _Bars:
+    """Per source its classes, each with a bar and a figure, in columns.
+
+    Args:
+        labels: {source: {class: probability}}.
+        look: the threshold.
+        size: of the text.
+    """
+
+    def __init__(self, labels: Mapping[str, Mapping[str, float]], look: Look, size: int) -> None:
+        self._labels, self._look, self._size = labels, look, size
+        self._font = font_of(size)
+        pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+        names = [name for classes in labels.values() for name in (*classes, *labels)]
+        widest = max(text_size(pen, name, self._font)[0] for name in names)
+        self._name_px, self._bar_px = min(widest, 15 * size), 6 * size
+        number_px = text_size(pen, "0.00", self._font)[0]
+        self._column_px = self._name_px + self._bar_px + number_px + 3 * size
+        self._row_px = round(size * 1.4)
+
+    def choices(self) -> range:
+        """Rows that a column may have: from those of the longest source to all in one column."""
+        lengths = [len(classes) + 2 for classes in self._labels.values()]
+        return range(max(lengths) - 1, sum(lengths))
+
+    def extent(self, rows: int) -> tuple[int, int]:
+        """(width, height) of the picture with columns of at most ``rows``."""
+        columns = self._columns(rows)
+        height = max(map(len, columns)) * self._row_px + self._size
+        return self._column_px * len(columns), height
+
+    def _columns(self, rows: int) -> list[list[_Row]]:
+        """Blocks of sources in columns of at most ``rows``; a block is never torn."""
+        columns: list[list[_Row]] = [[]]
+        for source, classes in self._labels.items():
+            block: list[_Row] = [(source, None), *classes.items()]
+            if columns[-1] and len(columns[-1]) + 1 + len(block) > rows:
+                columns.append([])
+            columns[-1] += [("", None), *block] if columns[-1] else block
+        return columns
+
+    def draw(self, rows: int) -> Picture:
+        """The columns, of at most ``rows``."""
+        canvas = Image.new("RGB", self.extent(rows), BACKGROUND)
+        pen = ImageDraw.Draw(canvas)
+        for number, column in enumerate(self._columns(rows)):
+            x = number * self._column_px + self._size
+            for place, row in enumerate(column):
+                self._draw_row(pen, x, place * self._row_px, *row)
+        return np.asarray(canvas)
+
+    def _draw_row(
+        self, pen: ImageDraw.ImageDraw, x: int, y: int, name: str, value: float | None
+    ) -> None:
+        size, font = self._size, self._font
+        if value is None:
+            name = fitted(pen, name, font, self._column_px - size)
+            pen.text((x, y), name, fill=DIM, font=font)
+            return
+        pen.text((x, y), fitted(pen, name, font, self._name_px), fill=TEXT, font=font)
+        high = value >= self._look.score_threshold
+        left, top, bottom = x + self._name_px + size // 2, y + size // 4, y + size
+        end = left + round(self._bar_px * min(max(value, 0.0), 1.0))
+        pen.rectangle((left, top, left + self._bar_px, bottom), fill=_TRACK)
+        pen.rectangle((left, top, end, bottom), fill=POSITIVE if high else _BAR)
+        place = (left + self._bar_px + size // 2, y)
+        pen.text(place, f"{value:.2f}", fill=POSITIVE if high else TEXT, font=font)
 
 
-def _titled(parts: Sequence[Picture], title: str, notes: Sequence[str], panel: Picture) -> Picture:
-    """Parts side by side under the title and above the notes, on a dark ground."""
-    size = font_px(panel)
+def _titled(picture: Picture, title: str, notes: Sequence[str], size: int) -> Picture:
+    """A picture under its title and above its notes, on a dark ground."""
     font, margin, row = font_of(size), size, round(size * 1.6)
-    width = sum(p.shape[1] for p in parts) + 2 * margin
-    height = max(p.shape[0] for p in parts)
+    height, width = picture.shape[0], picture.shape[1] + 2 * margin
     top = margin + (row if title else 0)
     canvas = Image.new("RGB", (width, top + height + margin + row * len(notes)), BACKGROUND)
-    x = margin
-    for part in parts:
-        canvas.paste(Image.fromarray(part), (x, top))
-        x += part.shape[1]
+    canvas.paste(Image.fromarray(picture), (margin, top))
     pen = ImageDraw.Draw(canvas)
     room = width - 2 * margin
     pen.text((margin, size // 2), fitted(pen, title, font, room), fill=TEXT, font=font)

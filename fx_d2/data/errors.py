@@ -7,15 +7,23 @@ therefore turned into :class:`DataError` where the file is known.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 _logger = logging.getLogger(__name__)
 
 _MAX_SHOWN_CHARS = 200
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` to put behind a message, or nothing where no name is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def shown(value: object) -> str:

@@ -86,9 +86,10 @@ def _free_name(path: Path, taken: Counter[str]) -> str:
     stem = stem.encode("utf-8", "surrogateescape")[:_MAX_NAME_BYTES].decode("utf-8", "replace")
     first = path.with_name(stem).as_posix()
     name = first
+    if name.casefold() in taken:
+        name = f"{first}{suffix}"
     while name.casefold() in taken:
-        number = taken[first.casefold()]
         taken[first.casefold()] += 1
-        name = f"{first}{suffix}" if number == 1 and suffix else f"{first}_{number + 1}"
+        name = f"{first}_{taken[first.casefold()]}"
     taken[name.casefold()] = 1
     return name

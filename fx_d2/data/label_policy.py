@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import did_you_mean
 from .record import UNCERTAIN
 from .sources import get_source
 
@@ -41,7 +42,10 @@ class Rule:
             parsed.append((source.strip(), name.strip() or None, policy.strip()))
         for policy in (default, *(p for _, _, p in parsed)):
             if policy not in allowed:
-                raise ValueError(f"label policy {policy!r}; allowed: {', '.join(allowed)}")
+                raise ValueError(
+                    f"label policy {policy!r}; allowed: {', '.join(allowed)}."
+                    + did_you_mean(policy, allowed)
+                )
         return cls(default, tuple(parsed))
 
     def policies(self, source: str, classes: Sequence[str]) -> list[str]:
@@ -49,8 +53,11 @@ class Rule:
         by_source = {s: p for s, name, p in self.exceptions if name is None}
         by_class = {name: p for s, name, p in self.exceptions if s == source and name is not None}
         unknown = set(by_class) - set(classes)
-        if unknown:
-            raise ValueError(f"label policy for {sorted(unknown)}; {source} has {tuple(classes)}")
+        for name in sorted(unknown):
+            raise ValueError(
+                f"label policy for {source}/{name}: no such class.{did_you_mean(name, classes)} "
+                f"{source} has {', '.join(classes)}"
+            )
         return [by_class.get(c, by_source.get(source, self.default)) for c in classes]
 
 

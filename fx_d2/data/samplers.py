@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .draws import rng_for
+from .errors import did_you_mean
 from .record import Record
 from .source import Source
 
@@ -213,8 +214,11 @@ class JointSchedule:
         if not ratio:
             return {k: 1.0 if repeat_to_longest else float(self.steps[k]) for k in self.keys}
         unknown = set(ratio) - set(self.keys)
-        if unknown:
-            raise ValueError(f"ratio for {sorted(unknown)}; the mix holds {list(self.keys)}")
+        for name in sorted("/".join(key) for key in unknown):
+            known = ["/".join(key) for key in self.keys]
+            raise ValueError(
+                f"ratio for {name!r}; the mix holds {', '.join(known)}.{did_you_mean(name, known)}"
+            )
         weight = {k: float(ratio.get(k, 1.0)) for k in self.keys}
         if not all(math.isfinite(w) and w > 0 for w in weight.values()):
             raise ValueError(f"ratios must be positive: {weight}")

@@ -210,6 +210,7 @@ class FxCheckpointer(Checkpointer):
         self._cfg, self._keep_last = cfg, keep_last
         self._numbered: list[CheckpointFiles] = []
         self.metrics: dict[str, Any] = {}
+        self.report: LoadReport | None = None  # of the last load
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write checkpoint ``name`` with the state of all checkpointables and name it the last.
@@ -279,10 +280,17 @@ class FxCheckpointer(Checkpointer):
             self.logger.info("no checkpoint given: the model starts from its initial weights")
             return {}
         if "://" in str(path):
-            path = self.path_manager.get_local_path(path)
+            try:
+                path = self.path_manager.get_local_path(path)
+            except OSError as exc:
+                raise CheckpointError(
+                    f"cannot be fetched ({exc})",
+                    file=path,
+                    fix="download it yourself and name the file",
+                ) from exc
         file = resolve(path)
         state = self._state_for(file, checkpointables)
-        report = load_weights(self.model, file, whole=bool(state))
+        self.report = report = load_weights(self.model, file, whole=bool(state))
         (self.logger.info if report.complete else self.logger.warning)("%s", report.summary())
         self._compare_input(file)
         if not state:

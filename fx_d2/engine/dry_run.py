@@ -28,7 +28,7 @@ def dry_run(trainer: Any, cfg: CfgNode) -> str:
         mix = build_joint_schedule(cfg, loader).describe()
         return f"{mix}\n{max_iter:,} iterations; everything is trainable in every step"
     cfg = with_max_iter(cfg, max_iter)
-    model = trainer.build_model(cfg)
+    model = trainer.build_model(_without_weights(cfg))
     members = patterns_by_group(schedule.cycle, model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     counts = {group: sum(sizes[n] for n in names) for group, names in members.items()}
@@ -50,6 +50,14 @@ def dry_run(trainer: Any, cfg: CfgNode) -> str:
     align = ["right" if name in ("iterations", "share", "images") else "left" for name in headers]
     table = tabulate(rows, headers, colalign=align, disable_numparse=True)
     return f"{_title(schedule, max_iter)}\n\n{table}"
+
+
+def _without_weights(cfg: CfgNode) -> CfgNode:
+    """Names and sizes are all that is looked at: nothing has to be found or downloaded."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.FX.TRUNK.PRETRAINED = ""
+    return cfg
 
 
 def _title(schedule: Schedule, max_iter: int) -> str:

@@ -26,6 +26,7 @@ from fx_d2.evaluation.forgetting import Forgetting, ScoreRow, measure
 from fx_d2.evaluation.forgetting_map import draw_map
 from fx_d2.modeling.meta_arch.student_teacher import ANSWERS, StudentTeacher
 
+from .scoring import unwrapped
 from .setup import ConfigError
 
 _logger = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ class ForgettingHook(HookBase):
     def before_train(self) -> None:
         """Take over earlier rows, and score what is missing."""
         trainer: Any = self.trainer
-        model = _unwrapped(trainer.model)
+        model = unwrapped(trainer.model)
         heads = [spec.name for spec in getattr(model, "specs", ())]
         self._scoring = _scoring_config(self._cfg, model)
         self._table = ForgettingTable(self._cfg.OUTPUT_DIR, heads, self._metrics)
@@ -259,7 +260,7 @@ class ForgettingHook(HookBase):
         if not comm.is_main_process():
             return
         scores: dict[str, Scores] = {}
-        for who in _whose(_unwrapped(trainer.model)):
+        for who in _whose(unwrapped(trainer.model)):
             prefix = "teacher/" if who == "teacher" else ""
             scores[who] = {
                 head: results.get(prefix + head, {}).get(self._metrics[head.rpartition("/")[2]])
@@ -287,10 +288,6 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _whose(model: nn.Module) -> tuple[str, ...]:

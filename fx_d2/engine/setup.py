@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -17,8 +17,9 @@ from yacs.config import CfgNode as PlainNode
 
 import fx_d2
 from fx_d2.data.atomic import write_atomically
-from fx_d2.data.build import source_of, tasks_of
 from fx_d2.data.errors import DataError
+
+_MISMATCH = re.compile(r"Type mismatch \(<class '(?P<want>[\w.]+)'> vs\. <class '(?P<got>[\w.]+)'>")
 
 
 class ConfigError(ValueError):
@@ -32,23 +33,22 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
 
     Args:
         file: path; ``""`` for the defaults alone.
-        overrides: ``KEY VALUE KEY VALUE ...``.
+        overrides: ``KEY VALUE KEY VALUE ...``. A value ``{name: value}`` is merged into the
+            settings below its key, as in a file.
     """
     cfg = get_cfg()
     fx_d2.add_fx_config(cfg)
     if file and not Path(file).is_file():
         near = sorted(str(p) for p in Path(file).parent.glob("*.yaml"))
-        raise ConfigError(_hint(f"there is no config file {file}", file, near))
+        raise ConfigError(hint(f"there is no config file {file}", file, near))
     if len(overrides) % 2:
         raise ConfigError(f"overrides are KEY VALUE pairs; {overrides[-1]!r} has no value")
-    for what, merge in (
-        (file, lambda: file and cfg.merge_from_file(file, allow_unsafe=False)),
-        ("the command line", lambda: cfg.merge_from_list(list(overrides))),
-    ):
-        try:
-            merge()
-        except (KeyError, AssertionError, ValueError, OSError, yaml.YAMLError) as exc:
-            raise ConfigError(f"{what}: {_explained(exc, cfg)}") from exc
+    with _merge_errors(file, cfg):
+        if file:
+            cfg.merge_from_file(file, allow_unsafe=False)
+    with _merge_errors("the command line", cfg):
+        for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+            _override(cfg, key, value)
     # Detectron2 reads -1 as "any seed"; here a config and its seed give the same run twice.
     cfg.SEED = max(cfg.SEED, 0)
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
@@ -57,28 +57,46 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def check_datasets(cfg: CfgNode, *, train: bool) -> None:
-    """Raise for a dataset name or task that does not exist, before anything is built."""
-    with config_errors():
-        for key in ("TRAIN", "TEST") if train else ("TEST",):
-            for name in cfg.DATASETS[key]:
-                tasks_of(cfg, source_of(name))
-    empty = "TRAIN" if train else "TEST"
-    if not cfg.DATASETS[empty]:
-        raise ConfigError(f"DATASETS.{empty} is empty: name one or more datasets")
+def _override(cfg: CfgNode, key: str, text: str) -> None:
+    """Set one key, also where yacs does not: a whole group, or a new name where any is allowed."""
+    value = CfgNode._decode_cfg_value(text)
+    node, name = _parent(cfg, key)
+    present = None if node is None else node.get(name)
+    opens = node is not None and name not in node and node.is_new_allowed()
+    if opens or (isinstance(present, PlainNode) and isinstance(value, dict)):
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        cfg.merge_from_other_cfg(CfgNode(value))
+        return
+    if isinstance(present, float) and type(value) is int:
+        value = float(value)  # 1 for 1.0
+    cfg.merge_from_list([key, value])
 
 
-def checked_config(args: argparse.Namespace) -> CfgNode:
-    """The config of the command line of ``tools/train_net.py``, if what it asks for can be done."""
-    cfg = load_config(args.config_file, args.opts)
-    check_datasets(cfg, train=not args.eval_only)
-    if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise ConfigError(f"--num-gpus {args.num_gpus}, but MODEL.DEVICE is the CPU here")
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+def _parent(cfg: CfgNode, key: str) -> tuple[CfgNode | None, str]:
+    """The group that ``key`` lies in, if there is one, and its name in there."""
+    *groups, name = key.split(".")
+    node: Any = cfg
+    for group in groups:
+        node = node.get(group) if isinstance(node, PlainNode) else None
+    return (node if isinstance(node, PlainNode) else None), name
+
+
+@contextmanager
+def _merge_errors(what: str, cfg: CfgNode) -> Iterator[None]:
+    """What a failed merge raises, as a :class:`ConfigError` that begins with ``what``."""
+    try:
+        yield
+    except RecursionError as exc:
+        raise ConfigError(f"{what}: its _BASE_ leads back to itself") from exc
+    except (TypeError, AttributeError) as exc:
+        # yacs expects a mapping at every level.
         raise ConfigError(
-            "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
-        )
-    return cfg
+            f"{what}: is no config ({_text(exc)}); expected groups of keys with values, such as "
+            "'SOLVER:' with 'BASE_LR: 0.0001' below it"
+        ) from exc
+    except (KeyError, AssertionError, ValueError, OSError, yaml.YAMLError) as exc:
+        raise ConfigError(f"{what}: {_explained(exc, cfg)}") from exc
 
 
 @contextmanager
@@ -112,15 +130,32 @@ def config_of_the_run_kept(folder: str) -> Iterator[None]:
         raise
 
 
+def hint(problem: str, given: str, known: Sequence[str]) -> str:
+    """``problem`` with the names near ``given`` behind it, where there are some."""
+    near = difflib.get_close_matches(given, known, n=3)
+    return f"{problem}; did you mean {' or '.join(near)}?" if near else f"{problem}."
+
+
 def _explained(exc: BaseException, cfg: CfgNode) -> str:
-    """The message of a failed merge, with near names when a key is unknown."""
+    """The message of a failed merge: near names of an unknown key, types in plain words."""
     text = _text(exc)
+    mismatch = _MISMATCH.match(text)
+    if mismatch:
+        key = text.rpartition("config key: ")[2]
+        given = text.rpartition(" vs. ")[2].partition(") for config key")[0]
+        if mismatch["want"].endswith("CfgNode"):
+            return f"{key} is a group of keys, not {given[:60]!r}; set those below it"
+        node, name = _parent(cfg, key)
+        return (
+            f"{key} is {given[:60]!r}, of type {mismatch['got'].rpartition('.')[2]}; expected "
+            f"{mismatch['want']}, such as {node[name] if node else '?'!r}"
+        )
     # yacs words it in one way for files and in another for overrides.
     unknown = re.search(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown is None:
         return text
     key = unknown.group(1)
-    return _hint(f"there is no config key {key}", key, list(_leaves(cfg)))
+    return hint(f"there is no config key {key}", key, list(_leaves(cfg)))
 
 
 def _text(exc: BaseException) -> str:
@@ -134,8 +169,3 @@ def _leaves(node: PlainNode, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, PlainNode):
             yield from _leaves(value, f"{prefix}{key}.")
-
-
-def _hint(problem: str, given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=3)
-    return f"{problem}; did you mean {' or '.join(near)}?" if near else problem

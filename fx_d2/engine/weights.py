@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -239,6 +240,16 @@ def convert_trusted_pickle(path: str | os.PathLike[str], out: str | os.PathLike[
 
 def read_torch(path: Path) -> Any:
     """What a file of ``torch.save`` holds; one that needs code is refused."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start[:1] != b"\x80" and start != b"PK":  # a pickle, or torch's archive of one
+        raise CheckpointError(
+            f"is no checkpoint: it begins with {start!r}",
+            file=path,
+            expected=f"a {_SUFFIX} file, or a .pth that torch.save wrote",
+        )
+    if start == b"PK" and not zipfile.is_zipfile(path):
+        raise _damaged(path, EOFError("the archive ends too early"))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from fx_d2 import add_fx_config
+from fx_d2.data.source import TASKS
 from fx_d2.data.sources import pretraining_sources
+from fx_d2.engine.checks import check_config
+from fx_d2.engine.optimizer import NormClipper, build_optimizer
+from fx_d2.engine.setup import ConfigError, load_config
 from fx_d2.modeling.backbone.presets import network_name
 from fx_d2.modeling.heads.spec import head_specs
 
@@ -21,22 +25,26 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"
 FOUNDATION_X = [name for name in FILES if name.startswith("foundation_x/")]
 # Laid over a config of a model by a list of _BASE_; here over the base of all.
 LAYERS = ("teacher/",)
-CHILD_LINES = 30
+CHILD_LINES = 32  # settings without comments; two lists of 11 datasets among them
 
 
-def load(name: str) -> CfgNode:
-    cfg = get_cfg()
-    add_fx_config(cfg)
-    if name.startswith(LAYERS):
-        cfg.merge_from_file(str(ROOT / "Base-FX.yaml"))
-    cfg.merge_from_file(str(ROOT / name))
+def load(name: str | Path) -> CfgNode:
+    """As train_net.py does: unknown keys and names are errors."""
+    layer = str(name).startswith(LAYERS)
+    cfg = load_config(str(ROOT / ("Base-FX.yaml" if layer else name)), ["MODEL.DEVICE", "cpu"])
+    if cfg.DATASETS.TRAIN:  # a base file leaves the datasets to its children
+        check_config(cfg, train=True)
+    network_name(cfg.MODEL.FX.TRUNK.NAME)
+    cfg = cfg.clone()
+    cfg.defrost()
+    if layer:
+        cfg.merge_from_file(str(ROOT / name))
     return cfg
 
 
 def tiny(cfg: CfgNode) -> CfgNode:
     """Same heads, same layout, few channels."""
     cfg = copy.deepcopy(cfg)
-    cfg.defrost()
     cfg.MODEL.DEVICE, cfg.INPUT.FX.SIZE = "cpu", 64
     cfg.MODEL.FX.TRUNK.NAME, cfg.MODEL.FX.TRUNK.PRETRAINED = "swin_t", ""
     kwargs = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
@@ -46,7 +54,7 @@ def tiny(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.FX.SEG.CHANNELS = 24  # "upernet" needs the width of the finest stage
     cfg.MODEL.FX.CLS.LOCAL.DIM = 16
     if not (cfg.DATASETS.TRAIN or cfg.MODEL.FX.SOURCES):
-        cfg.MODEL.FX.SOURCES = ("chestx_det",)  # a base file leaves the sources to its children
+        cfg.MODEL.FX.SOURCES = ("chestx_det",)
     return cfg
 
 
@@ -57,7 +65,6 @@ def test_the_files_are_found():
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_loads_builds_and_predicts(name):
     cfg = load(name)
-    network_name(cfg.MODEL.FX.TRUNK.NAME)
     small = tiny(cfg)
     model = build_model(small).eval()
     specs = head_specs(small)
@@ -66,6 +73,58 @@ def test_a_config_loads_builds_and_predicts(name):
     (output,) = model([{"image": image, "height": 40, "width": 50}])
     for task, key in (("cls", "labels"), ("loc", "instances"), ("seg", "masks")):
         assert set(output[key]) == {s.source for s in specs if s.task == task}
+    # What a run would do with its parameters: no pattern is idle, no task misspelt.
+    build_optimizer(small, model)
+    NormClipper.from_config(small, TASKS)
+
+
+@pytest.mark.parametrize(
+    ("given", "typo"),
+    [
+        ("BASE_LR:", "BASE_LRR:"),
+        ("PRETRAINED: timm", "PRETRAIN: timm"),
+        ("CLIP_NORM_BY:", "CLIP_NORMS:"),
+        ("rsna_train", "rnsa_train"),
+        ("siim_acr_val", "siim_acr_valid"),
+        ("chexpert=smooth", "chexprt=smooth"),
+        ("NAME: MultiSourceROIHeads", "NAME: MultiSourceROIHead"),
+        ("LR_SCHEDULER_NAME: WarmupCosineLR", "LR_SCHEDULER_NAME: Cosine"),
+        ("NAME: swin_l", "NAME: swim_l"),
+        ("MAX_ITER: 889000", "MAX_ITER: many"),
+        ("trunk.*=0.1", "trnk.*=0.1"),
+        ("loc=0.1", "lok=0.1"),
+        ("LOSS: dice", "LOSS: dise"),
+    ],
+)
+def test_a_typo_in_any_config_is_found(tmp_path, given, typo):
+    """The tests above would not pass over a file with one."""
+    shutil.copytree(ROOT, tmp_path / "configs")
+    files = sorted((tmp_path / "configs").rglob("*.yaml"))
+    hits = [p for p in files if given in p.read_text("utf-8")]
+    assert hits, given
+    hits[0].write_text(hits[0].read_text("utf-8").replace(given, typo, 1), "utf-8")
+    # Of a base file, in what is built on it.
+    file = "foundation_x/swin_b_11src_x.yaml" if hits[0].name == "Base-FX.yaml" else hits[0]
+    with pytest.raises((ConfigError, KeyError, ValueError)):
+        small = tiny(load(tmp_path / "configs" / file))
+        build_optimizer(small, build_model(small))
+        NormClipper.from_config(small, TASKS)
+
+
+@pytest.mark.parametrize("name", FOUNDATION_X)
+def test_schedules_are_26_passes(name):
+    """Where the published curves end; every (source, task) once in a pass."""
+    cfg = load(name)
+    images = 0.0
+    for source in pretraining_sources():
+        part = source.splits["train"]
+        share = source.expected[f"{part.name}/images"] * (part.high - part.low)
+        images += share * len(source.tasks)
+    steps = images / cfg.SOLVER.IMS_PER_BATCH
+    solver = cfg.SOLVER
+    assert solver.MAX_ITER / 26 / steps == pytest.approx(1, abs=1e-3)
+    assert solver.WARMUP_ITERS / steps == pytest.approx(1, abs=1e-3)
+    assert 10 * solver.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == solver.WARMUP_ITERS
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if not n.startswith("quick_schedules/")])
@@ -75,7 +134,8 @@ def test_a_preset_states_only_what_differs_from_its_base(name):
     base = own.pop("_BASE_", None)
     if base is None:
         return
-    assert len(text.splitlines()) <= CHILD_LINES
+    settings = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    assert len(settings) <= CHILD_LINES
     parent = load((ROOT / name).parent.joinpath(base).resolve().relative_to(ROOT).as_posix())
 
     def repeated(node: dict, given: CfgNode, prefix: str = "") -> list[str]:

@@ -47,7 +47,8 @@ def script_of(found: list[tuple[str, str]], world: Path) -> str:
 
 def run(script: str, folder: Path) -> str:
     """What the script prints; ``folder`` looks like a clone, but what is written stays in it."""
-    (folder / "tools").symlink_to(ROOT / "tools")
+    for name in ("tools", "configs"):
+        (folder / name).symlink_to(ROOT / name)
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -93,6 +94,8 @@ def test_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     assert "('cls', 'loc')" in printed
     assert len(list((folder / "output/look/tbx11k_train").glob("*.png"))) >= 8
     assert (folder / "output/world/jsrt").is_dir()
+    films = len(list((folder / "output/predictions/overlays").glob("*.png")))
+    assert films > 0 and printed.count(".dcm {'Normal': ") == films
 
 
 def test_tools_that_are_named_exist_and_take_the_options_shown() -> None:

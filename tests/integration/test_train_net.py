@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,10 @@ from detectron2.modeling import build_model
 import train_net
 from fx_d2.engine.checkpoint import FxCheckpointer, load_weights
 from fx_d2.engine.setup import load_config
-from fx_d2.phantom.world import make_world
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick_schedules/foundation_x_instant_test.yaml"
 Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    make_world(folder, patients=9, seed=1, sources=["nih14", "rsna", "chestx_det"], size_px=96)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +42,6 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "eta: " in done.stdout and "Traceback" not in done.stdout + done.stderr
     return out
-
-
-@pytest.fixture
-def command(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
-    """Run train_net.py in this process: (exit code, what it printed as an error)."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(world))
-    loggers = [logging.getLogger(name) for name in ("fx_d2", "detectron2", "fvcore")]
-    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, words)])
-        try:
-            train_net.main()
-            code = 0
-        except SystemExit as exc:
-            code = int(exc.code or 0)
-        return code, capsys.readouterr().err
-
-    yield run
-    for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        log.handlers[:], log.propagate, log.level = handlers, propagate, level
 
 
 def one_line(result: tuple[int, str], *words: object) -> None:

@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from fx_d2.benchmark import data
+from fx_d2.benchmark.memory import status_mib
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
 
 
@@ -53,13 +56,13 @@ def test_table_has_a_row_per_source_with_both_rates(benchmark, shenzhen, tmp_pat
     assert row in out.read_text() and "shenzhen" in capsys.readouterr().out
 
 
-def test_large_files_are_what_the_table_says(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "_LARGE_PX", (250, 260))
-    for number, (name, form) in enumerate(benchmark._LARGE_FORMS.items()):
+def test_large_files_are_what_the_table_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_LARGE_PX", (250, 260))
+    for number, (name, form) in enumerate(data._LARGE_FORMS.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (file,) = benchmark._large_files(folder, form, 1)
-        facts = benchmark.read_image(file).facts
+        (file,) = data._large_files(folder, form, 1)
+        facts = data.read_image(file).facts
         assert f"{facts.bits}-bit" in name
         assert (facts.height, facts.width) == (250, 260)
 
@@ -72,20 +75,20 @@ def test_missing_data_is_one_line_and_a_failure(benchmark, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("left_over", ["nothing", "freed memory", "garbage"])
-def test_peak_is_that_of_the_reading(benchmark, monkeypatch, left_over):
-    if np.isnan(benchmark._status_mib("VmRSS")):
+def test_peak_is_that_of_the_reading(monkeypatch, left_over):
+    if np.isnan(status_mib("VmRSS")):
         pytest.skip("peak memory is read from /proc, which this system does not have")
 
     def read(_: str):
         gc.collect()
         chunks = [np.ones(1 << 17) for _ in range(64)]  # 64 MiB in pieces that malloc reuses
-        return benchmark.LoadedImage(np.stack(chunks[:1]), None)
+        return data.LoadedImage(np.stack(chunks[:1]), None)
 
-    monkeypatch.setattr(benchmark, "_prepare", lambda loaded, size_px: loaded)
+    monkeypatch.setattr(data, "_prepare", lambda loaded, size_px: loaded)
     held = [np.ones(1 << 17) for _ in range(200)]
     if left_over == "freed memory":
         del held[:-1]  # the last piece keeps the heap from shrinking
     elif left_over == "garbage":
         held.append(held)  # only the collector can free it
         del held
-    assert 60 < benchmark._peak(read, ["a", "b"], 64) < 180
+    assert 60 < data._peak(read, ["a", "b"], 64) < 180

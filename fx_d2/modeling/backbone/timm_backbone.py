@@ -63,6 +63,7 @@ class TimmBackbone(Backbone):
         grad_checkpoint: bool = False,
         norm: Literal["auto", "layer", "none"] = "auto",
         img_size: tuple[int, int] = (224, 224),
+        stem: Literal["own", "conv"] = "own",
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the network.
@@ -76,13 +77,18 @@ class TimmBackbone(Backbone):
             norm: "auto" keeps the network's own final norm, "layer" is a new LayerNorm, "none"
                 has none.
             img_size: (height, width) for networks that must know it, rounded up to 32.
+            stem: "conv" puts three small convolutions in the place of a patch embedding.
             kwargs: further arguments of the timm network.
         """
         super().__init__()
+        if stem not in ("own", "conv"):
+            raise ValueError(f'MODEL.FX.TRUNK.STEM {stem!r}; it is "own" or "conv".')
         if norm not in ("auto", "layer", "none"):
             raise ValueError(f'MODEL.FX.TRUNK.NORM {norm!r}; it is "auto", "layer" or "none".')
         self.network = network_name(name)
         net, self.built_size = _create(self.network, in_channels, drop_path, img_size, kwargs or {})
+        if stem == "conv":
+            _embed_by_convolutions(net, self.network, in_channels)
         self.weights_report: WeightsReport | None = None
         if pretrained:
             self.weights_report = load_trunk_weights(net, pretrained, in_channels=in_channels)
@@ -129,6 +135,7 @@ class TimmBackbone(Backbone):
             "grad_checkpoint": trunk.GRAD_CHECKPOINT,
             "norm": trunk.NORM,
             "img_size": tuple(trunk.IMG_SIZE) or (side, side),
+            "stem": trunk.STEM,
             "kwargs": _plain(trunk.KWARGS),
         }
 
@@ -240,6 +247,34 @@ def _create(
         return net, None
     size = given.get("img_size", net.pretrained_cfg["input_size"][1:])
     return net, (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _embed_by_convolutions(net: nn.Module, network: str, in_channels: int) -> None:
+    """Patches of 4 x 4 px are embedded by overlapping convolutions instead of one matrix.
+
+    A network without published weights has to learn edges first; convolutions do so in a fraction
+    of the steps.
+    """
+    try:
+        patches = net.get_submodule("patch_embed.proj")
+    except AttributeError:
+        patches = None
+    if not isinstance(patches, nn.Conv2d) or patches.stride != (4, 4):
+        raise ValueError(
+            f'MODEL.FX.TRUNK.STEM "conv" replaces an embedding of 4 x 4 px patches; {network} '
+            'has none: set it to "own".'
+        )
+    dim = patches.out_channels
+    stem = nn.Sequential(
+        nn.Conv2d(in_channels, dim // 2, 3, stride=2, padding=1, bias=False),
+        ChannelNorm(dim // 2),
+        nn.GELU(),
+        nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, bias=False),
+        ChannelNorm(dim),
+        nn.GELU(),
+        nn.Conv2d(dim, dim, 3, padding=1),
+    )
+    net.get_submodule("patch_embed").add_module("proj", stem)
 
 
 def _probe(network: str, given: Mapping[str, Any]) -> nn.Module:
