@@ -221,6 +221,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.FX.PLATEAU.FACTOR = 0.1
     # Iterations between two lines of the log, of metrics.json and of TensorBoard.
     cfg.SOLVER.FX.LOG_PERIOD = 20
+    # Seconds after which several processes of which none gets on end, naming the one that the
+    # others wait for; an evaluation's last figures have to come within. 0 lets them wait.
+    cfg.SOLVER.FX.STUCK_AFTER_S = 1800.0
 
 
 def _add_trunk(cfg: CN) -> None:
@@ -257,6 +260,8 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.COMPILE = False
     # Channels-last memory: faster convolutions in low precision on a GPU.
     cfg.MODEL.FX.CHANNELS_LAST = False
+    # Detectron2's RPN, whose anchors do not depend on what else is in the batch of a process.
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "SeededRPN"
     cfg.MODEL.FX.CLS = CN()
     # Entry of fx_d2.modeling.heads.CLASSIFIER_REGISTRY.
     cfg.MODEL.FX.CLS.NAME = "MultiSourceClassifier"

@@ -3,13 +3,13 @@
 
     python tools/train_net.py --config-file configs/foundation_x/swin_t_11src_xplus.yaml
     python tools/train_net.py --config-file FILE --num-gpus 8 SOLVER.IMS_PER_BATCH 192
-    python tools/train_net.py --config-file FILE --resume
+    torchrun --nproc-per-node 2 tools/train_net.py --config-file FILE --resume
     python tools/train_net.py --config-file FILE --dry-run CYCLE.NAME paper CYCLE.CYCLES 100
     python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS W.safetensors
 
 The datasets lie below $DETECTRON2_DATASETS. Without a GPU everything runs on the CPU. Exit code:
-0 done, 1 results not as TEST.EXPECTED_RESULTS says, 2 an error that one line explains, 130
-interrupted.
+0 done, 1 results not as TEST.EXPECTED_RESULTS says, 2 an error that one line explains, 3 a
+process that the others wait for is stuck, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import sys
 from pathlib import Path
 
 import fx_d2  # noqa: F401  isort: skip  (first: it quiets what Detectron2's imports warn about)
-import torch
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -30,6 +29,7 @@ from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import FxCheckpointer
 from fx_d2.engine.checks import check_heads, check_loaded, checked_config
 from fx_d2.engine.dry_run import dry_run
+from fx_d2.engine.launch import is_main, joined, launch
 from fx_d2.engine.setup import ConfigError, config_errors, config_of_the_run_kept
 from fx_d2.engine.step import NonFiniteLoss
 from fx_d2.engine.trainer import FxTrainer
@@ -77,41 +77,43 @@ def _train(cfg, args: argparse.Namespace) -> None:
 
 def _show(cfg, args: argparse.Namespace) -> None:
     with config_errors():
-        print(dry_run(FxTrainer, cfg))
+        text = dry_run(FxTrainer, cfg)
+    if comm.is_main_process():
+        print(text)
 
 
 def _run(args: argparse.Namespace) -> None:
     """In every process; an error for the user becomes one line and exit code 2."""
     work = _show if args.dry_run else _evaluate if args.eval_only else _train
     try:
-        work(checked_config(args), args)
+        cfg = checked_config(args)
+        with joined(cfg):
+            work(cfg, args)
     except KeyboardInterrupt:
         print("train_net.py: interrupted; --resume goes on from there", file=sys.stderr)
         sys.exit(130)
     except _FOR_USERS as exc:
         if args.traceback:
             raise
-        if comm.is_main_process():
-            print(f"train_net.py: error: {exc}", file=sys.stderr)
+        _say(exc)
         sys.exit(2)
+
+
+def _say(exc: Exception) -> None:
+    """What is wrong with a config is wrong in all processes, but a file may be bad in one."""
+    if is_main():
+        print(f"train_net.py: error: {exc}", file=sys.stderr)
+    elif isinstance(exc, (DataError, OSError)):
+        print(f"train_net.py: error in rank {comm.get_rank()}: {exc}", file=sys.stderr)
 
 
 def main() -> None:
     args = _parser().parse_args()
-    if args.num_gpus > max(found := torch.cuda.device_count(), 1):
-        print(f"train_net.py: error: --num-gpus {args.num_gpus}, {found} found", file=sys.stderr)
-        sys.exit(2)
     try:
-        launch(
-            _run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except torch.multiprocessing.ProcessExitedException as exc:
-        sys.exit(exc.exit_code or 1)
+        launch(_run, args)
+    except ConfigError as exc:
+        _say(exc)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

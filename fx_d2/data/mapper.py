@@ -17,7 +17,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from fvcore.transforms.transform import PadTransform, TransformList
 
 from .cache import CachedReader
-from .draws import rng_for, seeded_globals
+from .draws import draw_key, rng_for, seeded_globals
 from .errors import DataError
 from .images import LoadedImage, read_image
 from .intensity import IntensityConfig, normalise
@@ -212,6 +212,7 @@ class FxMapper:
             result["labels"] = labels
         if self.targets and "loc" in tasks and "annotations" in record:
             result["instances"] = self._instances(record, source, frame, given.image.shape)
+            result["draw_seed"] = draw_key(self.seed, "regions", *position) % 2**63
         if self.targets and "seg" in tasks:
             masks, known = self._sem_masks(record, source, frame, given.image.shape)
             result["sem_masks"], result["sem_known"] = masks, known

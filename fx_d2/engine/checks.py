@@ -86,6 +86,7 @@ _RANGES: dict[str, tuple[float, float]] = {
             "SOLVER.WARMUP_ITERS",
             "SOLVER.FX.KEEP_LAST",
             "SOLVER.FX.CLIP_NORM",
+            "SOLVER.FX.STUCK_AFTER_S",
             "TEST.EVAL_PERIOD",
             "TEST.FX.BOOTSTRAP",
             "DATALOADER.NUM_WORKERS",
@@ -111,8 +112,6 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     """The config of the command line of ``tools/train_net.py``, if what it asks for can be done."""
     cfg = load_config(args.config_file, args.opts)
     check_config(cfg, train=not args.eval_only)
-    if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise ConfigError(f"--num-gpus {args.num_gpus}, but MODEL.DEVICE is the CPU here")
     if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"

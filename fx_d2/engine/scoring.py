@@ -18,6 +18,7 @@ from fx_d2.modeling.meta_arch.student_teacher import StudentTeacher, evaluated_m
 
 from .checks import evaluated_tasks
 from .step import precision_of
+from .stuck import beat
 
 _logger = logging.getLogger(__name__)
 
@@ -56,8 +57,13 @@ def _scores_of_one(cfg: CfgNode, model: nn.Module, evaluators: Any) -> Results:
             )
         )
         heads = [(source.key, task) for task in tasks]
-        with _asking(model, heads), precision_of(cfg):
-            by_dataset[name] = inference_on_dataset(unwrapped(model), loader, evaluator)
+        plain = unwrapped(model)
+        beats = plain.register_forward_pre_hook(lambda *_: beat())
+        try:
+            with _asking(model, heads), precision_of(cfg):
+                by_dataset[name] = inference_on_dataset(plain, loader, evaluator)
+        finally:
+            beats.remove()
         if loader.skipped:
             _logger.warning("%s: %d images left out", name, len(loader.skipped))
             if comm.is_main_process() and not any(by_dataset[name].values()):

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -22,6 +21,8 @@ from fx_d2.data.source import TASKS
 from fx_d2.data.task_loader import Batch, TaskLoader
 
 from .optimizer import NormClipper
+from .ranks import Ranks
+from .stuck import beat
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -55,7 +56,7 @@ class TrainStep:
     """One step: batch, losses, gradients, update.
 
     Args:
-        model: gives named losses for a batch; may be wrapped for distributed training.
+        model: gives named losses for a batch; every process has a copy.
         loader: points at what to train; iterated anew by :meth:`begin`.
         optimizer: of all parameters.
         cfg: precision, clipping, seed and output folder.
@@ -71,6 +72,7 @@ class TrainStep:
         self.model, self.data_loader, self.optimizer = model, loader, optimizer
         self.clip = NormClipper.from_config(cfg, TASKS)
         self.iter = 0
+        self._ranks = Ranks(model)
         self._cfg = cfg
         self._batches: Iterator[Batch] = iter(())
         precision_of(cfg)
@@ -95,13 +97,15 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         # Read once and after the backward pass was queued: a GPU would wait at each of them.
-        values = _mean_over_ranks(losses)
+        values = self._ranks.mean_losses(losses)
         if not all(map(math.isfinite, values.values())):
             raise self._stop(batch, values, f"the loss is not finite: {values}")
+        self._ranks.mean_gradients()
         norm = self.clip(self.model.parameters(), batch[0]["task"])
         if norm is not None and not math.isfinite(float(norm)):
             raise self._stop(batch, values, f"the norm of the gradients is {float(norm)}")
         self.optimizer.step()
+        beat()
         if comm.is_main_process():
             self._note(batch, values, norm, waited)
 
@@ -137,12 +141,3 @@ class TrainStep:
             f"are in {file}. To do: look at these images, lower SOLVER.BASE_LR or set "
             "SOLVER.FX.CLIP_NORM, and resume from the last checkpoint"
         )
-
-
-def _mean_over_ranks(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """The losses as numbers; all ranks get the same, so that they go on or stop together."""
-    stacked = torch.stack([value.detach().float() for value in losses.values()])
-    if comm.get_world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= comm.get_world_size()
-    return dict(zip(losses, stacked.tolist(), strict=True))

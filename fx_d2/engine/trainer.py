@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import build_model
@@ -36,6 +36,7 @@ from .lock_release import LockReleaseHook, refreshed
 from .metric_hooks import EarlyStopping, Plateau, TrainingStopped
 from .optimizer import build_optimizer
 from .prevalence import with_prevalence
+from .ranks import start_equal
 from .scoring import score, unwrapped
 from .setup import ConfigError
 from .step import NonFiniteLoss, TrainStep
@@ -76,7 +77,7 @@ class FxTrainer(DefaultTrainer):
         self.plan = build_plan(cfg, loader)
         self.phase: PhaseAt | None = None
         self.cfg = cfg = with_max_iter(cfg, self.plan.max_iter)
-        self._trainer = TrainStep(_distributed(model), loader, optimizer, cfg)
+        self._trainer = TrainStep(model, loader, optimizer, cfg)
         self.scheduler = refreshed(
             cfg, self.build_lr_scheduler(cfg, optimizer), optimizer, self.plan.schedule
         )
@@ -149,6 +150,7 @@ class FxTrainer(DefaultTrainer):
         ``TEST.EXPECTED_RESULTS`` are verified in the main process.
         """
         self.model.train()
+        start_equal(self.model, self.start_iter)
         with _one_line_errors():
             try:
                 TrainerBase.train(self, self.start_iter, self.max_iter)
@@ -207,17 +209,6 @@ class FxTrainer(DefaultTrainer):
     def scores(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Results:
         """See :func:`fx_d2.engine.scoring.score`."""
         return score(cfg, model, evaluators)
-
-
-def _distributed(model: nn.Module) -> nn.Module:
-    """Wrapped for several processes; a step uses one head, so most parameters have no gradient."""
-    on_gpu = next(model.parameters()).is_cuda
-    return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        find_unused_parameters=True,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
-    )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..adapters import add_branches
 from ..heads.classifier import LocalEncoder, build_classifier
 from ..heads.roi import LocEncoder
+from ..heads.sampling import SeedPerImage
 from ..heads.spec import HeadSpec, head_specs, select_heads
 from ..heads.upernet import build_seg_decoder
 from ..postprocess import original_instances, original_masks
@@ -145,9 +146,10 @@ class FoundationX(nn.Module):
             batch: one dict per image, as :class:`fx_d2.data.mapper.FxMapper` makes them. Always
                 ``image``, float32 (C, H, W) in [0, 1]. In training ``source`` and ``task``, the
                 same in the whole batch, and of the task: ``labels`` (C,), NaN unknown; or
-                ``instances``, absent where boxes are not annotated; or ``sem_masks`` (C, H, W) and
-                ``sem_known`` (C,). In evaluation ``height`` and ``width`` of the original and
-                ``content_size``, all three defaulting to the image's own size.
+                ``instances``, absent where boxes are not annotated, and ``draw_seed``, which its
+                regions are sampled from (without it torch's state decides); or ``sem_masks``
+                (C, H, W) and ``sem_known`` (C,). In evaluation ``height`` and ``width`` of the
+                original and ``content_size``, all three defaulting to the image's own size.
             heads: in evaluation, see :meth:`inference`.
 
         Returns:
@@ -243,11 +245,17 @@ class FoundationX(nn.Module):
         used = _learned_from(batch)
         images = self._images(used)
         targets = [self._boxes(item, spec) for item in used]
-        levels, proposals, losses = self.loc_encoder(images, self.trunk(images.tensor), targets)
-        losses |= self.heads["loc"](levels, proposals, targets, spec.source, self.loc_decoder)
-        if "instances" not in used[0]:
-            # Same graph, so that all ranks reduce the same gradients; exactly zero.
-            losses = {name: value * 0.0 for name, value in losses.items()}
+        annotated = "instances" in used[0]
+        seeds = [item["draw_seed"] for item in used if "draw_seed" in item]
+        for part in (self.loc_encoder.rpn, self.heads["loc"].get_submodule(spec.source)):
+            if isinstance(part, SeedPerImage):
+                part.seed_images(seeds)
+                seeds = [seed ^ 1 for seed in seeds]  # other draws, not the same again
+        features = self.trunk(images.tensor)
+        levels, proposals, losses = self.loc_encoder(images, features, targets, annotated=annotated)
+        losses |= self.heads["loc"](
+            levels, proposals, targets, spec.source, self.loc_decoder, annotated=annotated
+        )
         return losses, levels
 
     def _boxes(self, item: dict[str, Any], spec: HeadSpec) -> Instances:

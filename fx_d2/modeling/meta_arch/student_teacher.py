@@ -17,6 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fx_d2.data.source import TASKS
 
+from ..whole_batch import share
 from .foundation_x import Asked, Batch, FoundationX
 
 PREFIX = "teacher."  # of the teacher's tensors in a checkpoint
@@ -167,7 +168,8 @@ class StudentTeacher(FoundationX):
             targets = self.teacher.seen(views, task)
         distance = DISTANCES[self.distances[task]]
         parts = [distance(seen[name].float(), targets[name].float()) for name in targets]
-        return torch.stack(parts).mean()
+        mean = torch.stack(parts).mean()
+        return mean * share(len(next(iter(targets.values()))), mean)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float, buffers: str = "average") -> None:
