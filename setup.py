@@ -96,7 +96,10 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir=package_dir,
-    package_data={"fx_d2": ["py.typed"], "fx_d2.configs": ["*.yaml", "**/*.yaml"]},
+    package_data={
+        "fx_d2": ["py.typed", "engine/cycles/*.yaml"],
+        "fx_d2.configs": ["*.yaml", "**/*.yaml"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     classifiers=[

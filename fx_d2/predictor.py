@@ -24,7 +24,7 @@ from .data.sources import get_source
 from .data.task_loader import WorkerConfig
 from .engine.checkpoint import CheckpointError, config_of, load_weights, read_description
 from .engine.setup import config_errors
-from .engine.trainer import precision_of
+from .engine.step import precision_of
 from .modeling.heads.spec import select_heads
 
 PathLike = str | os.PathLike[str]

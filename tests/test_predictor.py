@@ -23,7 +23,7 @@ from fx_d2.data.errors import DataError
 from fx_d2.data.images import read_image
 from fx_d2.engine.checkpoint import CheckpointError, FxCheckpointer, load_weights
 from fx_d2.engine.setup import load_config
-from fx_d2.engine.trainer import precision_of
+from fx_d2.engine.step import precision_of
 from fx_d2.phantom.world import make_world
 
 QUICK = "configs/quick_schedules/foundation_x_instant_test.yaml"

@@ -3,12 +3,12 @@
 
     python tools/train_net.py --config-file configs/foundation_x/swin_t_11src_xplus.yaml
     python tools/train_net.py --config-file FILE --num-gpus 8 SOLVER.IMS_PER_BATCH 192
-    python tools/train_net.py --config-file FILE --resume
+    torchrun --nproc-per-node 2 tools/train_net.py --config-file FILE --resume
+    python tools/train_net.py --config-file FILE --dry-run CYCLE.NAME paper CYCLE.CYCLES 100
     python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS W.safetensors
 
-The datasets lie below $DETECTRON2_DATASETS. Without a GPU everything runs on the CPU. Exit code:
-0 done, 1 results not as TEST.EXPECTED_RESULTS says, 2 an error that one line explains, 130
-interrupted.
+The datasets lie below $DETECTRON2_DATASETS. Without a GPU it runs on the CPU. Exit code: 0 done,
+1 results not as TEST.EXPECTED_RESULTS says, 2 an error of one line, 3 a stuck rank, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import sys
 from pathlib import Path
 
 import fx_d2  # noqa: F401  isort: skip  (first: it quiets what Detectron2's imports warn about)
-import torch
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -27,9 +26,12 @@ from detectron2.utils.logger import setup_logger
 from fx_d2.command_line import WrongUse, check_output
 from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import FxCheckpointer
-from fx_d2.engine.checks import check_config, check_heads, check_loaded
-from fx_d2.engine.setup import ConfigError, config_errors, load_config
-from fx_d2.engine.trainer import FxTrainer, NonFiniteLoss
+from fx_d2.engine.checks import check_heads, check_loaded, checked_config
+from fx_d2.engine.dry_run import dry_run
+from fx_d2.engine.launch import is_main, joined, launch
+from fx_d2.engine.setup import ConfigError, config_errors, config_of_the_run_kept
+from fx_d2.engine.step import NonFiniteLoss
+from fx_d2.engine.trainer import FxTrainer
 
 _FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError, WrongUse)
 
@@ -37,28 +39,21 @@ _FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError, WrongUse)
 def _parser() -> argparse.ArgumentParser:
     parser = default_argument_parser(epilog=(__doc__ or "").partition("\n")[2])
     parser.description = (__doc__ or "").partition("\n")[0]
+    parser.add_argument("--dry-run", action="store_true", help="print the schedule; train nothing")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     return parser
 
 
-def _set_up(args: argparse.Namespace):
-    cfg = load_config(args.config_file, args.opts)
-    check_config(cfg, train=not args.eval_only)
-    if args.num_gpus * args.num_machines > 1 and cfg.MODEL.DEVICE == "cpu":
-        raise ConfigError(f"--num-gpus {args.num_gpus}, but MODEL.DEVICE is the CPU here")
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
-        raise ConfigError(
-            "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
-        )
+def _set_up(cfg, args: argparse.Namespace) -> None:
     check_output(Path(cfg.OUTPUT_DIR), folder=True)
     with config_errors():
         default_setup(cfg, args)
     log = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="fx_d2")
     log.info("running on %s", cfg.MODEL.DEVICE)
-    return cfg
 
 
 def _evaluate(cfg, args: argparse.Namespace) -> None:
+    _set_up(cfg, args)
     with config_errors():
         model = FxTrainer.build_model(cfg)
         check_heads(cfg, model, train=False)
@@ -71,47 +66,53 @@ def _evaluate(cfg, args: argparse.Namespace) -> None:
 
 
 def _train(cfg, args: argparse.Namespace) -> None:
-    with config_errors():
-        trainer = FxTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    with config_of_the_run_kept(cfg.OUTPUT_DIR):
+        _set_up(cfg, args)
+        with config_errors():
+            trainer = FxTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
     trainer.train()
+
+
+def _show(cfg, args: argparse.Namespace) -> None:
+    with config_errors():
+        text = dry_run(FxTrainer, cfg)
+    if comm.is_main_process():
+        print(text)
 
 
 def _run(args: argparse.Namespace) -> None:
     """In every process; an error for the user becomes one line and exit code 2."""
+    work = _show if args.dry_run else _evaluate if args.eval_only else _train
     try:
-        cfg = _set_up(args)
-        (_evaluate if args.eval_only else _train)(cfg, args)
+        cfg = checked_config(args)
+        with joined(cfg):
+            work(cfg, args)
     except KeyboardInterrupt:
-        print(
-            "train_net.py: interrupted; --resume goes on from the last checkpoint", file=sys.stderr
-        )
+        print("train_net.py: interrupted; --resume goes on from there", file=sys.stderr)
         sys.exit(130)
     except _FOR_USERS as exc:
         if args.traceback:
             raise
-        if comm.is_main_process():
-            print(f"train_net.py: error: {exc}", file=sys.stderr)
+        _say(exc)
         sys.exit(2)
+
+
+def _say(exc: Exception) -> None:
+    """What is wrong with a config is wrong in all processes, but a file may be bad in one."""
+    if is_main():
+        print(f"train_net.py: error: {exc}", file=sys.stderr)
+    elif isinstance(exc, (DataError, OSError)):
+        print(f"train_net.py: error in rank {comm.get_rank()}: {exc}", file=sys.stderr)
 
 
 def main() -> None:
     args = _parser().parse_args()
-    found = torch.cuda.device_count()
-    if args.num_gpus > max(found, 1):
-        print(f"train_net.py: error: --num-gpus {args.num_gpus}, {found} found", file=sys.stderr)
-        sys.exit(2)
     try:
-        launch(
-            _run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except torch.multiprocessing.ProcessExitedException as exc:
-        sys.exit(exc.exit_code or 1)
+        launch(_run, args)
+    except ConfigError as exc:
+        _say(exc)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

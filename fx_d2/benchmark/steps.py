@@ -1,6 +1,6 @@
 """Training steps of our model beside those of what it stands on: time and peak memory.
 
-Each step is what its own trainer does: ours is :class:`fx_d2.engine.trainer.TrainStep`, that of
+Each step is what its own trainer does: ours is :class:`fx_d2.engine.step.TrainStep`, that of
 Mask R-CNN is Detectron2's ``SimpleTrainer``, the bare trunk has the plain loop of PyTorch.
 """
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fx_d2.engine.optimizer import build_optimizer
-from fx_d2.engine.trainer import TrainStep, precision_of, step_seed
+from fx_d2.engine.step import TrainStep, precision_of, step_seed
 from fx_d2.modeling.backbone.presets import network_name
 from fx_d2.modeling.heads.roi import LocEncoder
 from fx_d2.modeling.heads.spec import HeadSpec

@@ -18,7 +18,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from fvcore.transforms.transform import PadTransform, TransformList
 
 from .cache import CachedReader
-from .draws import rng_for, seeded_globals
+from .draws import draw_key, rng_for, seeded_globals
 from .errors import DataError
 from .images import LoadedImage, read_image
 from .intensity import IntensityConfig, normalise
@@ -26,6 +26,7 @@ from .kept_masks import KeptMasks
 from .label_policy import UNCERTAIN_POLICIES, UNKNOWN_POLICIES, LabelPolicy, Rule, for_evaluation
 from .masks import MaskRef, instance_reference, load_mask
 from .record import Record, box_xyxy
+from .second_view import SecondView
 from .source import TASKS, Source
 from .sources import get_source
 from .transforms import (
@@ -77,6 +78,7 @@ class FxMapper:
     Keys of the result:
 
     * ``image``: float32 (channels, H, W) in [0, 1];
+    * ``second_view``: likewise, the same place with other grey levels; absent unless asked for;
     * ``image_id``, ``file_name``, ``source``, and ``height``, ``width``: original pixels;
     * ``content_size``: (h, w) of the image within H x W; the rest is padding at the right and
       bottom;
@@ -103,6 +105,7 @@ class FxMapper:
         channels: int = 3,
         min_box_px: float = 1.0,
         targets: bool = True,
+        second_view: SecondView | None = None,
     ) -> None:
         """Keep the settings; ``FxMapper(cfg, is_train)`` takes them from a config.
 
@@ -117,6 +120,7 @@ class FxMapper:
             channels: 1, or 3 equal ones.
             min_box_px: boxes with a shorter side after the augmentations are dropped.
             targets: whether boxes and masks are made; labels always are, they cost nothing.
+            second_view: makes ``second_view``, or None.
         """
         if channels not in (1, 3):
             raise ValueError(f"INPUT.FX.CHANNELS is {channels}; allowed: 1, 3")
@@ -126,6 +130,7 @@ class FxMapper:
         self.reader, self.seed = reader, seed
         self.channels, self.min_box_px = channels, min_box_px
         self._kept = KeptMasks()
+        self.second_view = second_view
 
     @classmethod
     def from_config(
@@ -154,6 +159,7 @@ class FxMapper:
             "channels": fx.CHANNELS,
             "min_box_px": fx.MIN_BOX_PX,
             "targets": targets,
+            "second_view": SecondView.from_config(cfg) if is_train else None,
         }
 
     def check(self, source: Source, task: str) -> None:
@@ -200,11 +206,16 @@ class FxMapper:
             "width": width,
             "content_size": frame.content_size(given.image.shape),
         }
+        if self.second_view is not None:
+            # Draws of its own: the first view is the same whether there is a second one or not.
+            with seeded_globals(self.seed, "second view", *position):
+                result["second_view"] = self._tensor(self.second_view(grey, applied), record)
         labels = self._labels(record, source, frame, position, needed="cls" in tasks)
         if labels is not None:
             result["labels"] = labels
         if self.targets and "loc" in tasks and "annotations" in record:
             result["instances"] = self._instances(record, source, frame, given.image.shape)
+            result["draw_seed"] = draw_key(self.seed, "regions", *position) % 2**63
         if self.targets and "seg" in tasks:
             masks, known = self._sem_masks(record, source, frame, given.image.shape)
             result["sem_masks"], result["sem_known"] = masks, known

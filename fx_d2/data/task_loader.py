@@ -212,10 +212,14 @@ class TaskLoader:
             )
         return self._records[key]
 
+    def images_per_pass(self, source: str, task: str, fraction: float = 1.0) -> int:
+        """Images that a pass of (source, task) shows over all ranks, before a batch is filled."""
+        n = len(self.records(source, task))
+        return pass_length(n, fraction, self._weights[(source, task)])
+
     def steps_per_pass(self, source: str, task: str, fraction: float = 1.0) -> int:
         """Batches that a pass of (source, task) gives to every rank."""
-        n = len(self.records(source, task))
-        length = pass_length(n, fraction, self._weights[(source, task)])
+        length = self.images_per_pass(source, task, fraction)
         return steps_in_pass(length, self._batch_size, self._last_batch)
 
     def activate(

@@ -82,8 +82,12 @@ def is_mirrored(transforms: TransformList) -> bool:
 def keeps_boxes_tight(transforms: TransformList) -> bool:
     """Whether a tight box is still tight after ``transforms``: not after a crop or rotation."""
     exact = (FxResizeTransform, HFlipTransform, NoOpTransform, PadTransform)
-    grey = (T.ColorTransform, T.BlendTransform)
-    return all(isinstance(t, exact + grey) for t in transforms.transforms)
+    return all(isinstance(t, exact) or is_grey(t) for t in transforms.transforms)
+
+
+def is_grey(transform: Transform) -> bool:
+    """Whether ``transform`` changes grey levels only and moves nothing."""
+    return isinstance(transform, (T.ColorTransform, T.BlendTransform))
 
 
 class FxResizeTransform(Transform):

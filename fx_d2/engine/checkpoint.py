@@ -21,6 +21,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from fx_d2.data.atomic import write_atomically
+from fx_d2.modeling.meta_arch.student_teacher import PREFIX as TEACHER
 
 from .description import class_lists, config_of, describe, input_settings
 from .weights import (
@@ -112,13 +113,15 @@ def load_weights(
     """
     path = resolve(path)
     weights = read_weights(path)
+    if not whole:  # a student and its teacher both start from the weights of a plain model
+        weights = getattr(model, "for_both", dict)(weights)
     target = model.state_dict()
     changed = _changed_heads(_checked_classes(path), class_lists(model))
     renamed = {
         name: why
         for name in target
         for head, why in changed.items()
-        if name.startswith(f"{head}.") and name in weights
+        if name.removeprefix(TEACHER).startswith(f"{head}.") and name in weights
     }
     shared = [n for n in target if n in weights and n not in renamed]
     report = LoadReport(
@@ -350,6 +353,8 @@ class FxCheckpointer(Checkpointer):
                 raise CheckpointError(f"the training state has no {key!r}", file=file)
             try:
                 self.checkpointables[key].load_state_dict(state.pop(key))
+            except CheckpointError:
+                raise
             except (KeyError, ValueError, TypeError) as exc:
                 raise CheckpointError(
                     f"the state of {key!r} does not fit this run ({exc})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,8 +29,9 @@ from fx_d2.data.sources import get_source
 from fx_d2.evaluation import evaluator_options
 from fx_d2.evaluation.coco_ap import BACKENDS
 from fx_d2.modeling.heads import CLASSIFIER_REGISTRY
+from fx_d2.modeling.meta_arch.student_teacher import PREFIX as TEACHER
 
-from .setup import ConfigError, config_errors, hint
+from .setup import ConfigError, config_errors, hint, load_config
 from .weights import CheckpointError
 
 _REGISTRIES = {
@@ -84,6 +86,7 @@ _RANGES: dict[str, tuple[float, float]] = {
             "SOLVER.WARMUP_ITERS",
             "SOLVER.FX.KEEP_LAST",
             "SOLVER.FX.CLIP_NORM",
+            "SOLVER.FX.STUCK_AFTER_S",
             "TEST.EVAL_PERIOD",
             "TEST.FX.BOOTSTRAP",
             "DATALOADER.NUM_WORKERS",
@@ -103,6 +106,17 @@ _RANGES: dict[str, tuple[float, float]] = {
         (0, 1),
     ),
 }
+
+
+def checked_config(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line of ``tools/train_net.py``, if what it asks for can be done."""
+    cfg = load_config(args.config_file, args.opts)
+    check_config(cfg, train=not args.eval_only)
+    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
+        )
+    return cfg
 
 
 def check_config(cfg: CfgNode, *, train: bool) -> None:
@@ -275,7 +289,7 @@ def check_loaded(cfg: CfgNode, model: nn.Module, report: Any) -> None:
     }
     missing = [*report.new, *(n for n, *_ in report.mismatched)]
     missing += [n for n, _ in report.other_classes]
-    parts = [".".join(name.split(".")[:3]) for name in missing]
+    parts = [".".join(name.removeprefix(TEACHER).split(".")[:3]) for name in missing]
     needed = [
         name
         for name, part in zip(missing, parts, strict=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -19,6 +20,35 @@ from .weights import CheckpointError, CheckpointFiles
 _logger = logging.getLogger(__name__)
 
 BEST = "model_best"
+_TOP = "model_top_"
+
+
+def chosen_mean(metrics: Mapping[str, float], patterns: Sequence[str], key: str) -> float | None:
+    """The mean of the metrics that the patterns name; None without one.
+
+    A figure may be missing from one evaluation (a class without positives has no AUC), so that is
+    no reason to end a run.
+
+    Args:
+        metrics: by ``source/task/metric``.
+        patterns: over these names.
+        key: of the config, for the log.
+    """
+    chosen = [v for n, v in metrics.items() if any(fnmatchcase(n, p) for p in patterns)]
+    if chosen:
+        return sum(chosen) / len(chosen)
+    _logger.warning(
+        "%s %s is no metric of this evaluation; it has %s",
+        *(key, tuple(patterns), ", ".join(n for n in metrics if "-" not in n) or "none"),
+    )
+    return None
+
+
+def sign_of(mode: str, key: str) -> int:
+    """1 where the largest value is the best (``max``), -1 where the smallest is (``min``)."""
+    if mode not in ("max", "min"):
+        raise ValueError(f"{key} is {mode!r}; allowed: 'max', 'min'")
+    return 1 if mode == "max" else -1
 
 
 class JointMix(HookBase):
@@ -58,39 +88,37 @@ class KeepBest(HookBase):
         checkpointer: of the run.
         patterns: over ``source/task/metric``.
         mode: ``max`` or ``min``.
+        count: above 1, the best ``count`` are kept as ``model_top_<iteration>`` too.
     """
 
     def __init__(
-        self, checkpointer: FxCheckpointer, patterns: tuple[str, ...], mode: str = "max"
+        self,
+        checkpointer: FxCheckpointer,
+        patterns: tuple[str, ...],
+        mode: str = "max",
+        count: int = 1,
     ) -> None:
-        if mode not in ("max", "min"):
-            raise ValueError(f"SOLVER.FX.BEST_MODE is {mode!r}; allowed: 'max', 'min'")
+        if count < 1:
+            raise ValueError(f"SOLVER.FX.KEEP_BEST is {count}; it is at least 1")
         self._checkpointer, self._patterns = checkpointer, patterns
-        self._sign = 1 if mode == "max" else -1
+        self._sign, self._count = sign_of(mode, "SOLVER.FX.BEST_MODE"), count
         self._best = -math.inf
+        self._top: dict[int, float] = {}  # iteration -> mean, larger being better
         self._seen = -1
 
     def mean(self, metrics: Mapping[str, float]) -> float | None:
-        """The mean of the metrics that the patterns name, larger being better; None without one.
-
-        A figure may be missing from one evaluation (a class without positives has no AUC), so that
-        is no reason to end a run.
-        """
-        chosen = [v for n, v in metrics.items() if any(fnmatchcase(n, p) for p in self._patterns)]
-        if chosen:
-            return self._sign * sum(chosen) / len(chosen)
-        _logger.warning(
-            "no best checkpoint: SOLVER.FX.BEST_METRIC %s is no metric of this evaluation; it has "
-            "%s",
-            *(self._patterns, ", ".join(n for n in metrics if "-" not in n) or "none"),
-        )
-        return None
+        """See :func:`chosen_mean`; larger is better."""
+        value = chosen_mean(metrics, self._patterns, "SOLVER.FX.BEST_METRIC")
+        return None if value is None else self._sign * value
 
     def before_train(self) -> None:
         """Look up the best of the run that is resumed."""
         trainer: Any = self.trainer
         file = CheckpointFiles.named(self._checkpointer.save_dir, BEST).weights
-        if trainer.start_iter == 0 or not file.is_file():
+        if trainer.start_iter == 0:
+            return
+        self._look_up_top()
+        if not file.is_file():
             return
         try:
             value = self.mean(read_description(file).get("metrics") or {})
@@ -113,8 +141,35 @@ class KeepBest(HookBase):
             return
         self._seen = trainer.evaluated_at
         value = self.mean(self._checkpointer.metrics)
-        if value is None or value <= self._best:
+        if value is None:
+            return
+        self._keep_top(value)
+        if value <= self._best:
             return
         _logger.info("best so far: %.4f at iteration %d", self._sign * value, self._seen)
         self._best = value
         self._checkpointer.save_weights(BEST, iteration=self._seen)
+
+    def _look_up_top(self) -> None:
+        for file in sorted(Path(self._checkpointer.save_dir).glob(f"{_TOP}*.safetensors")):
+            try:
+                about = read_description(file)
+                value = self.mean(about.get("metrics") or {})
+            except CheckpointError as exc:
+                _logger.warning("%s is not compared with: %s", file.name, exc)
+                continue
+            if value is not None:
+                self._top[int(about["iteration"])] = value
+
+    def _keep_top(self, value: float) -> None:
+        """Keep this one if it is among the best; of equal ones the earlier stays."""
+        if self._count == 1:
+            return
+        self._top[self._seen] = value
+        ranked = sorted(self._top, key=lambda at: (-self._top[at], at))
+        for at in ranked[self._count :]:
+            del self._top[at]
+            if at != self._seen:
+                CheckpointFiles.named(self._checkpointer.save_dir, f"{_TOP}{at:07d}").remove()
+        if self._seen in self._top:
+            self._checkpointer.save_weights(f"{_TOP}{self._seen:07d}", iteration=self._seen)

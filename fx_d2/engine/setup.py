@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import comm
 from yacs.config import CfgNode as PlainNode
 
 import fx_d2
+from fx_d2.data.atomic import write_atomically
 from fx_d2.data.errors import DataError
 
 _MISMATCH = re.compile(r"Type mismatch \(<class '(?P<want>[\w.]+)'> vs\. <class '(?P<got>[\w.]+)'>")
@@ -110,6 +112,22 @@ def config_errors() -> Iterator[None]:
         raise
     except (KeyError, ValueError, AssertionError, OSError) as exc:
         raise ConfigError(_text(exc)) from exc
+
+
+@contextmanager
+def config_of_the_run_kept(folder: str) -> Iterator[None]:
+    """Put ``config.yaml`` of an earlier run back when this one is refused within.
+
+    Detectron2 writes the file before anything is compared with that run.
+    """
+    file = Path(folder) / "config.yaml"
+    before = file.read_bytes() if file.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None and comm.is_main_process():
+            write_atomically(file, before)
+        raise
 
 
 def hint(problem: str, given: str, known: Sequence[str]) -> str:

@@ -192,12 +192,12 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             return load_file(path)
         except (SafetensorError, OSError) as exc:
             raise _damaged(path, exc) from exc
-    return _tensors_of(_read_torch(path), path)
+    return _tensors_of(read_torch(path), path)
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The training state beside a weights file."""
-    state = _read_torch(path)
+    state = read_torch(path)
     if not isinstance(state, dict) or "weights_sha256" not in state:
         raise CheckpointError(
             "this is no training state of fx_d2", file=path, fix="start without --resume"
@@ -238,7 +238,8 @@ def convert_trusted_pickle(path: str | os.PathLike[str], out: str | os.PathLike[
         save_file(_separate(_tensors_of(found, path)), temporary)
 
 
-def _read_torch(path: Path) -> Any:
+def read_torch(path: Path) -> Any:
+    """What a file of ``torch.save`` holds; one that needs code is refused."""
     with path.open("rb") as file:
         start = file.read(2)
     if start[:1] != b"\x80" and start != b"PK":  # a pickle, or torch's archive of one

@@ -23,7 +23,8 @@ from fx_d2.evaluation.per_image import Mistake, Row, read_per_image, worst_image
 from .checkpoint import config_of, load_weights, read_description
 from .checks import check_config, check_loaded, evaluated_tasks
 from .setup import ConfigError, config_errors, hint
-from .trainer import FxTrainer, precision_of
+from .step import precision_of
+from .trainer import FxTrainer
 from .weights import CheckpointError, resolve
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .build import EVALUATORS, FxEvaluator, build_evaluator, evaluator_options
 from .classification import ClassificationEvaluator
 from .detection import DetectionEvaluator
-from .results import Results, format_table, merge_results, write_results
+from .results import Results, format_table, merge_results, prefixed, write_results
 from .segmentation import SegmentationEvaluator
 from .truth import Truth
 
@@ -26,5 +26,6 @@ __all__ = [
     "evaluator_options",
     "format_table",
     "merge_results",
+    "prefixed",
     "write_results",
 ]

@@ -47,6 +47,13 @@ class Results(OrderedDict):
         self.per_image.update(other.per_image)
 
 
+def prefixed(results: Results, prefix: str) -> Results:
+    """The same figures and notes under keys that begin with ``prefix``."""
+    renamed = Results({prefix + key: figures for key, figures in results.items()})
+    renamed.notes = {prefix + key: notes for key, notes in results.notes.items()}
+    return renamed
+
+
 def merge_results(by_dataset: Mapping[str, Results]) -> Results:
     """One set of results from those of several datasets.
 

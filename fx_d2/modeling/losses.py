@@ -4,6 +4,8 @@ Every loss takes logits, computes in float32 whatever it is given (so it is safe
 autocast), and averages over what is annotated. What is not annotated contributes exactly zero to
 the value and to every gradient, whatever the logit there; where nothing is annotated the loss is 0
 and still differentiable. Nothing here moves data from the device or depends on a value on it.
+In several processes what is averaged over is that of the whole batch, see
+:mod:`fx_d2.modeling.whole_batch`.
 
 For labels, NaN in ``targets`` means not annotated. A negative target (an uncertain label that no
 policy resolved) is treated alike. For masks, ``known`` says which (image, channel) is annotated.
@@ -11,13 +13,14 @@ policy resolved) is treated alike. For masks, ``known`` says which (image, chann
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .whole_batch import mean_count, whole_any, whole_sum
 
 DiceOver = Literal["image", "channel", "batch"]
 
@@ -89,7 +92,7 @@ def masked_ce(logits: Tensor, targets: Tensor, *, class_weight: Tensor | None = 
     if class_weight is not None:
         share = share * _per_class(class_weight, x, "class_weight")
     # Without class weights this is the number of images that count.
-    weight = share.sum()
+    weight = mean_count(share.sum(), at_least=0.0)
     loss = -(share * F.log_softmax(x, dim=1)).sum()
     return loss / torch.where(weight > 0, weight, torch.ones_like(weight))
 
@@ -190,11 +193,16 @@ def soft_dice(
     x, g, known = _masks(logits, masks, known)
     p = torch.sigmoid(x) * known[:, :, None, None]
     both, total = (p * g).sum((2, 3)), p.sum((2, 3)) + g.sum((2, 3))
+    if over == "image":
+        return _mean(1 - (2 * both + smooth) / (total + smooth), known)
     if over == "batch":
         both, total, known = both.sum(), total.sum(), known.any()
-    elif over == "channel":
+    else:
         both, total, known = both.sum(0), total.sum(0), known.any(0)
-    return _mean(1 - (2 * both + smooth) / (total + smooth), known)
+    # No mean of images: all processes have the same sums.
+    (both, total), known = whole_sum(torch.stack((both, total))), whole_any(known)
+    dice = 1 - (2 * both + smooth) / (total + smooth)
+    return dice.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def mask_bce(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
@@ -281,6 +289,4 @@ def _per_class(weight: Tensor, x: Tensor, name: str) -> Tensor:
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:
     """Mean over the known ones; 0, with gradients of 0, when there are none."""
-    if math.prod(values.shape) == 0:
-        return values.sum()
-    return values.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)
+    return values.masked_fill(~known, 0.0).sum() / mean_count(known.sum())

@@ -11,7 +11,7 @@ from fx_d2.benchmark import steps
 from fx_d2.benchmark.memory import added_by, status_mib
 from fx_d2.benchmark.setting import first_spec, make_batch, tasks_of
 from fx_d2.engine.setup import ConfigError
-from fx_d2.engine.trainer import TrainStep
+from fx_d2.engine.step import TrainStep
 
 # A source with masks of boxes and one without.
 SOURCES = ("chestx_det", "rsna")

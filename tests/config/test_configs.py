@@ -23,17 +23,22 @@ from fx_d2.modeling.heads.spec import head_specs
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
 FOUNDATION_X = [name for name in FILES if name.startswith("foundation_x/")]
+# Laid over a config of a model by a list of _BASE_; here over the base of all.
+LAYERS = ("teacher/",)
 CHILD_LINES = 32  # settings without comments; two lists of 11 datasets among them
 
 
 def load(name: str | Path) -> CfgNode:
     """As train_net.py does: unknown keys and names are errors."""
-    cfg = load_config(str(ROOT / name), ["MODEL.DEVICE", "cpu"])
+    layer = str(name).startswith(LAYERS)
+    cfg = load_config(str(ROOT / ("Base-FX.yaml" if layer else name)), ["MODEL.DEVICE", "cpu"])
     if cfg.DATASETS.TRAIN:  # a base file leaves the datasets to its children
         check_config(cfg, train=True)
     network_name(cfg.MODEL.FX.TRUNK.NAME)
     cfg = cfg.clone()
     cfg.defrost()
+    if layer:
+        cfg.merge_from_file(str(ROOT / name))
     return cfg
 
 
@@ -45,7 +50,8 @@ def tiny(cfg: CfgNode) -> CfgNode:
     kwargs = {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
     cfg.MODEL.FX.TRUNK.KWARGS = CfgNode(kwargs, new_allowed=True)
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
-    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = cfg.MODEL.FX.SEG.CHANNELS = 16
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.FX.SEG.CHANNELS = 24  # "upernet" needs the width of the finest stage
     cfg.MODEL.FX.CLS.LOCAL.DIM = 16
     if not (cfg.DATASETS.TRAIN or cfg.MODEL.FX.SOURCES):
         cfg.MODEL.FX.SOURCES = ("chestx_det",)
@@ -178,3 +184,24 @@ def test_no_source_is_said_with_what_the_config_names():
         head_specs(cfg)
     cfg.MODEL.FX.SOURCES, cfg.DATASETS.EXTRA_TASKS = ("nih14",), ("nih14/loc",)
     assert [s.name for s in head_specs(cfg)] == ["nih14/loc"]
+
+
+def test_a_layer_lies_over_a_model(tmp_path):
+    """As the comments in configs/teacher say it is used."""
+    for name in (f for f in FILES if f.startswith("teacher/")):
+        model = "foundation_x/swin_b_11src_x.yaml"
+        (tmp_path / "mine.yaml").write_text(f"_BASE_: [{ROOT / model}, {ROOT / name}]\n")
+        layered, plain = load(model), load(model)
+        layered.merge_from_file(str(tmp_path / "mine.yaml"))
+        assert layered.MODEL.META_ARCHITECTURE == "StudentTeacher"
+        assert layered.TEACHER != plain.TEACHER
+        plain.TEACHER, plain.MODEL.META_ARCHITECTURE = layered.TEACHER, "StudentTeacher"
+        assert layered == plain  # nothing else changed
+
+
+def test_the_faithful_teacher_has_the_numbers_of_the_released_code():
+    node = load("teacher/faithful.yaml").TEACHER
+    assert (node.UPDATE, node.MOMENTUM, node.WEIGHT, node.MIX) == ("phase", 0.8, 0.5, "convex")
+    assert (node.VIEWS, node.MOMENTUM_SCHEDULE, node.MOMENTUM_WARMUP) == (1, "constant", False)
+    intended = load("teacher/intended.yaml").TEACHER
+    assert (intended.UPDATE, intended.VIEWS, intended.MIX) == ("iteration", 2, "sum")

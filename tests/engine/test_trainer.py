@@ -16,7 +16,8 @@ from detectron2.engine import HookBase
 from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import read_description
 from fx_d2.engine.setup import ConfigError
-from fx_d2.engine.trainer import FxTrainer, NonFiniteLoss
+from fx_d2.engine.step import NonFiniteLoss
+from fx_d2.engine.trainer import FxTrainer
 from fx_d2.engine.weights import read_weights
 
 MakeCfg = Callable[..., CfgNode]

@@ -16,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+import train_net
 from fx_d2.engine.checkpoint import FxCheckpointer, load_weights
 from fx_d2.engine.setup import load_config
 
@@ -171,3 +172,63 @@ def test_sources_come_and_go(tmp_path: Path):
         assert {n.split(".")[2] for n in report.new} == ({new} if new else set())
         heads_left = {n.split(".")[2] for n in report.left_out if n.startswith("heads.")}
         assert heads_left == ({left} if left else set())
+
+
+LOCK_RELEASE = ROOT / "configs/quick_schedules/lock_release_instant_test.yaml"
+
+
+def test_a_dry_run_prints_the_cycle_and_leaves_nothing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    printed: list[str] = []
+    monkeypatch.setattr(train_net, "print", lambda text, **_: printed.append(text), raising=False)
+    monkeypatch.chdir(tmp_path)
+    words = ("--config-file", LOCK_RELEASE, "--dry-run", "OUTPUT_DIR", tmp_path / "run")
+    assert command(*words, "CYCLE.CYCLES", 3, "CYCLE.MAX_STEPS_PER_PHASE", 0)[0] == 0
+    title, _, header, _, *rows = printed.pop().splitlines()
+    assert title.startswith("paper: 6 slots, 9 phases") and " are 3 cycles" in title
+    assert header.split()[:6] == ["iterations", "source", "task", "phase", "share", "images"]
+    lock = next(row.split() for row in rows if " lock " in row)
+    assert lock[1:5] == ["rsna", "loc", "lock", "0.5"]
+    assert lock[6:9] == ["locked", "-", "locked"]  # backbone, cls_head, loc_encoder
+    assert list(tmp_path.iterdir()) == []
+    assert command(*words, "CYCLE.NAME", "joint")[0] == 0
+    assert printed.pop().startswith("joint mix")
+
+
+@pytest.mark.slow
+def test_a_refused_resume_overwrites_nothing(command: Command, tmp_path: Path):
+    words = ("OUTPUT_DIR", tmp_path, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "('nih14_val',)")
+    first = ("--config-file", LOCK_RELEASE, *words, "CYCLE.MAX_STEPS_PER_PHASE")
+    again = ("--resume", *first)
+    assert command(*first, 1)[0] == 0
+
+    def files() -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "log.txt"}
+
+    before = files()
+    one_line(command(*again, 2), "2 steps", "expected", "1 steps", "resume with its own config")
+    one_line(
+        command(*again, 1, "CYCLE.SLOTS", "('*/loc','*/cls','*/seg')"),
+        *("rsna/loc lock", "nih14/cls release"),
+    )
+    after = files()
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_cycle_on_the_command_line(command: Command, tmp_path: Path):
+    words = ("OUTPUT_DIR", tmp_path / "run")
+    files = ("--config-file", LOCK_RELEASE)
+
+    def slot(phase: str) -> tuple[str, str]:
+        return "CYCLE.SLOTS", f"[{{'slot': 'rsna/loc', 'phases': [{phase}]}}]"
+
+    for flags in ((), ("--dry-run",)):
+        given = (*files, *flags, *words)
+        one_line(command(*given, "CYCLE.NAME", "papr"), "CYCLE.NAME", "did you mean 'paper'")
+        one_line(command(*given, "CYCLE.SLOTS", "('rsna/lok',)"), "rsna/lok", "mean 'loc'")
+        one_line(
+            command(*given, *slot("{'share': 1.5, 'train': ['loc_decoder']}")),
+            *("rsna/loc", "share is 1.5"),
+        )
+        one_line(command(*given, *slot("{'train': ['loc_decodr']}")), "loc_decodr", "'loc_decoder'")

@@ -29,6 +29,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..neck import build_norm_fpn
+from ..whole_batch import share
+from .sampling import SeedPerImage
 from .spec import HeadSpec, specs_of
 
 Features = Mapping[str, Tensor]
@@ -64,8 +66,19 @@ class LocEncoder(nn.Module):
         neck = build_norm_fpn(cfg, input_shape)
         return cls(neck, build_proposal_generator(cfg, neck.output_shape()))
 
+    def levels(self, features: Features) -> dict[str, Tensor]:
+        """The pyramid of the trunk's stages, float32."""
+        # Coordinates are cast to the type of the features they index: in bf16 they would be off by
+        # up to a pixel in 256.
+        return {name: level.float() for name, level in self.neck(features).items()}
+
     def forward(
-        self, images: ImageList, features: Features, targets: list[Instances] | None = None
+        self,
+        images: ImageList,
+        features: Features,
+        targets: list[Instances] | None = None,
+        *,
+        annotated: bool = True,
     ) -> tuple[dict[str, Tensor], list[Instances], dict[str, Tensor]]:
         """Find regions.
 
@@ -73,14 +86,16 @@ class LocEncoder(nn.Module):
             images: their sizes clip the regions.
             features: stages of the trunk.
             targets: true boxes per image, in training.
+            annotated: whether they are known; else the losses are exactly 0, with the same graph.
 
         Returns:
             The levels of the pyramid (float32), the proposals per image, the losses.
         """
-        # Coordinates are cast to the type of the features they index: in bf16 they would be off by
-        # up to a pixel in 256.
-        levels = {name: level.float() for name, level in self.neck(features).items()}
+        levels = self.levels(features)
         proposals, losses = self.rpn(images, levels, targets)
+        if losses:
+            part = share(len(images) if annotated else 0, images.tensor)
+            losses = {name: value * part for name, value in losses.items()}
         return levels, proposals, _renamed(losses)
 
 
@@ -116,7 +131,7 @@ class LocDecoder(nn.Module):
         return self.mask_head.layers(pooled)
 
 
-class SourceROIHeads(ROIHeads):
+class SourceROIHeads(SeedPerImage, ROIHeads):
     """Sampling and prediction of one source.
 
     Args:
@@ -166,6 +181,10 @@ class SourceROIHeads(ROIHeads):
             decoder=None if shared else decoder,
             **sampling,
         )
+
+    def _sample_proposals(self, *matched: Tensor) -> tuple[Tensor, Tensor]:
+        self._seed_next()
+        return super()._sample_proposals(*matched)
 
     def targets(self, instances: Sequence[Instances]) -> list[Instances]:
         """True boxes with the classes of this head."""
@@ -250,6 +269,8 @@ class MultiSourceROIHeads(nn.Module):
         targets: Sequence[Instances],
         source: str,
         shared: LocDecoder | None = None,
+        *,
+        annotated: bool = True,
     ) -> dict[str, Tensor]:
         """The losses of one source.
 
@@ -259,6 +280,7 @@ class MultiSourceROIHeads(nn.Module):
             targets: true boxes per image, with the classes of the source.
             source: whose head.
             shared: the decoder of X+.
+            annotated: whether true boxes are known; else the losses are exactly 0.
         """
         head: SourceROIHeads = self.get_submodule(source)
         decoder = head.decoder or shared
@@ -266,11 +288,15 @@ class MultiSourceROIHeads(nn.Module):
         pooled = self._pool(self.box_pooler, levels, [r.proposal_boxes for r in regions])
         predictions = head.box_predictor(decoder.box_head(pooled))
         losses = head.box_predictor.losses(predictions, regions)
+        # Detectron2 divides by the regions sampled, and by the values of masks on a finding.
+        part = share(sum(map(len, regions)) if annotated else 0, pooled)
+        losses = {name: value * part for name, value in losses.items()}
         if head.mask_predictor is not None:
             found, _ = select_foreground_proposals(regions, head.num_classes)
             pooled = self._pool(self.mask_pooler, levels, [r.proposal_boxes for r in found])
             logits = head.mask_predictor(decoder.mask_features(pooled))
-            losses["loss_mask"] = mask_rcnn_loss(logits, found)
+            part = share(sum(map(len, found)) if annotated else 0, logits)
+            losses["loss_mask"] = mask_rcnn_loss(logits, found) * part
         return _renamed(losses)
 
     def inference(

@@ -17,10 +17,12 @@ from detectron2.modeling import (
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..adapters import add_branches
 from ..heads.classifier import LocalEncoder, build_classifier
 from ..heads.roi import LocEncoder
-from ..heads.sem_seg import SegDecoder
+from ..heads.sampling import SeedPerImage
 from ..heads.spec import HeadSpec, head_specs, select_heads
+from ..heads.upernet import build_seg_decoder
 from ..postprocess import original_instances, original_masks
 
 Batch = list[dict[str, Any]]
@@ -93,6 +95,7 @@ class FoundationX(nn.Module):
         """The arguments that the config decides."""
         specs = head_specs(cfg)
         trunk = build_backbone(cfg)
+        add_branches(trunk, cfg.MODEL.FX.TUNE)
         shapes = trunk.output_shape()
         tasks = {spec.task for spec in specs}
         parts: dict[str, Any] = {}
@@ -106,7 +109,7 @@ class FoundationX(nn.Module):
             heads["loc"] = build_roi_heads(cfg, levels)
             parts["loc_decoder"] = heads["loc"].build_shared_decoder(cfg, levels)
         if "seg" in tasks:
-            parts["seg_decoder"] = SegDecoder.from_config(cfg, shapes)
+            parts["seg_decoder"] = build_seg_decoder(cfg, shapes)
             heads["seg"] = build_sem_seg_head(cfg, parts["seg_decoder"].output_shape())
         return {
             "specs": specs,
@@ -143,9 +146,10 @@ class FoundationX(nn.Module):
             batch: one dict per image, as :class:`fx_d2.data.mapper.FxMapper` makes them. Always
                 ``image``, float32 (C, H, W) in [0, 1]. In training ``source`` and ``task``, the
                 same in the whole batch, and of the task: ``labels`` (C,), NaN unknown; or
-                ``instances``, absent where boxes are not annotated; or ``sem_masks`` (C, H, W) and
-                ``sem_known`` (C,). In evaluation ``height`` and ``width`` of the original and
-                ``content_size``, all three defaulting to the image's own size.
+                ``instances``, absent where boxes are not annotated, and ``draw_seed``, which its
+                regions are sampled from (without it torch's state decides); or ``sem_masks``
+                (C, H, W) and ``sem_known`` (C,). In evaluation ``height`` and ``width`` of the
+                original and ``content_size``, all three defaulting to the image's own size.
             heads: in evaluation, see :meth:`inference`.
 
         Returns:
@@ -156,16 +160,37 @@ class FoundationX(nn.Module):
             raise ValueError("an empty batch")
         if not self.training:
             return self.inference(batch, heads)
-        spec = self._route(batch)
+        return self._learn(batch, self._route(batch))[0]
+
+    def _learn(self, batch: Batch, spec: HeadSpec) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses, and what :meth:`seen` gives for this batch."""
         if spec.task == "loc":
             return self._loc_losses(batch, spec)
         images = self._images(batch)
         features = self.trunk(images.tensor)
         if spec.task == "cls":
-            logits = self._label_logits(images, features, [spec])[spec.source]
+            pooled = self._pooled(images, features)
+            logits = self._label_logits(images, features, pooled, [spec])[spec.source]
             labels = torch.stack([item["labels"] for item in batch]).to(self.device)
-            return self.heads["cls"].losses(logits, labels, spec.source)
+            losses = self.heads["cls"].losses(logits, labels, spec.source)
+            return losses, {"pooled": pooled}
         return self._seg_losses(batch, features, spec)
+
+    def seen(self, batch: Batch, task: str) -> dict[str, Tensor]:
+        """What the heads of a task look at, for models that compare it with another's.
+
+        Args:
+            batch: as in :meth:`forward`, targets not needed.
+            task: ``cls`` gives ``pooled`` (N, D); ``loc`` the levels of the pyramid, each
+                (N, C, h, w), of the images it learns from; ``seg`` ``decoded`` (N, C, h, w).
+        """
+        images = self._images(_learned_from(batch) if task == "loc" else batch)
+        features = self.trunk(images.tensor)
+        if task == "cls":
+            return {"pooled": self._pooled(images, features)}
+        if task == "loc":
+            return self.loc_encoder.levels(features)
+        return {"decoded": self.seg_decoder(features)}
 
     def _route(self, batch: Batch) -> HeadSpec:
         """The one head that a training batch is for."""
@@ -197,28 +222,41 @@ class FoundationX(nn.Module):
         )
         return ImageList(tensor, [_content_size(item) for item in batch])
 
-    def _label_logits(
-        self, images: ImageList, features: Mapping[str, Tensor], specs: Sequence[HeadSpec]
-    ) -> dict[str, Tensor]:
+    def _pooled(self, images: ImageList, features: Mapping[str, Tensor]) -> Tensor:
         # Places that are only padding have no say.
         sizes = images.image_sizes
         full = all(size == tuple(images.tensor.shape[-2:]) for size in sizes)
-        pooled = self.trunk.pooled(features, None if full else sizes)
+        return self.trunk.pooled(features, None if full else sizes)
+
+    def _label_logits(
+        self,
+        images: ImageList,
+        features: Mapping[str, Tensor],
+        pooled: Tensor,
+        specs: Sequence[HeadSpec],
+    ) -> dict[str, Tensor]:
+        sizes = images.image_sizes
         local = None if self.cls_encoder is None else self.cls_encoder(features, sizes)
         return {s.source: self.heads["cls"](pooled, local, s.source) for s in specs}
 
-    def _loc_losses(self, batch: Batch, spec: HeadSpec) -> dict[str, Tensor]:
-        # Where boxes are not annotated nothing is known about any region: such images are left out.
-        annotated = [item for item in batch if "instances" in item]
-        used = annotated or batch
+    def _loc_losses(
+        self, batch: Batch, spec: HeadSpec
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        used = _learned_from(batch)
         images = self._images(used)
         targets = [self._boxes(item, spec) for item in used]
-        levels, proposals, losses = self.loc_encoder(images, self.trunk(images.tensor), targets)
-        losses |= self.heads["loc"](levels, proposals, targets, spec.source, self.loc_decoder)
-        if not annotated:
-            # Same graph, so that all ranks reduce the same gradients; exactly zero.
-            losses = {name: value * 0.0 for name, value in losses.items()}
-        return losses
+        annotated = "instances" in used[0]
+        seeds = [item["draw_seed"] for item in used if "draw_seed" in item]
+        for part in (self.loc_encoder.rpn, self.heads["loc"].get_submodule(spec.source)):
+            if isinstance(part, SeedPerImage):
+                part.seed_images(seeds)
+                seeds = [seed ^ 1 for seed in seeds]  # other draws, not the same again
+        features = self.trunk(images.tensor)
+        levels, proposals, losses = self.loc_encoder(images, features, targets, annotated=annotated)
+        losses |= self.heads["loc"](
+            levels, proposals, targets, spec.source, self.loc_decoder, annotated=annotated
+        )
+        return losses, levels
 
     def _boxes(self, item: dict[str, Any], spec: HeadSpec) -> Instances:
         if "instances" in item:
@@ -230,13 +268,14 @@ class FoundationX(nn.Module):
 
     def _seg_losses(
         self, batch: Batch, features: Mapping[str, Tensor], spec: HeadSpec
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         masks = ImageList.from_tensors(
             [item["sem_masks"].to(self.device) for item in batch], self.trunk.size_divisibility
         ).tensor
         known = torch.stack([item["sem_known"] for item in batch]).to(self.device)
-        logits = self.heads["seg"](self.seg_decoder(features), spec.source, masks.shape[-2:])
-        return self.heads["seg"].losses(logits, masks, known)
+        decoded = self.seg_decoder(features)
+        logits = self.heads["seg"](decoded, spec.source, masks.shape[-2:])
+        return self.heads["seg"].losses(logits, masks, known), {"decoded": decoded}
 
     @torch.no_grad()
     def inference(self, batch: Batch, heads: Asked | None = None) -> list[dict[str, Any]]:
@@ -262,7 +301,9 @@ class FoundationX(nn.Module):
             {"labels": {}, "instances": {}, "masks": {}} for _ in batch
         ]
         if by_task["cls"]:
-            for source, logits in self._label_logits(images, features, by_task["cls"]).items():
+            pooled = self._pooled(images, features)
+            found = self._label_logits(images, features, pooled, by_task["cls"])
+            for source, logits in found.items():
                 predicted = self.heads["cls"].inference(logits, source)
                 for result, labels in zip(results, predicted, strict=True):
                     result["labels"][source] = labels
@@ -310,6 +351,14 @@ class FoundationX(nn.Module):
                     threshold=self.mask_threshold,
                     soft=self.soft_masks,
                 )
+
+
+def _learned_from(batch: Batch) -> Batch:
+    """The images of a loc batch that count: all where none has boxes annotated.
+
+    Where boxes are not annotated nothing is known about any region.
+    """
+    return [item for item in batch if "instances" in item] or batch
 
 
 def _as_tuple(heads: Asked) -> tuple[str | tuple[str, str], ...]:
