@@ -8,7 +8,7 @@
     python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS W.safetensors
 
 The datasets lie below $DETECTRON2_DATASETS. Without a GPU it runs on the CPU. Exit code: 0 done,
-1 results not as TEST.EXPECTED_RESULTS says, 2 an error of one line, 3 a stuck rank, 130 interrupted.
+1 results not as TEST.EXPECTED_RESULTS says, 2 an error of one line, 3 a rank is stuck, 130 stopped.
 """
 
 from __future__ import annotations
