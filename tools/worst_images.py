@@ -3,11 +3,12 @@
 
     python tools/worst_images.py --config-file FILE --weights output/run --dataset rsna_val --out D
     python tools/worst_images.py --config-file FILE --weights W.safetensors \\
-        --dataset chestx_det_test --task seg --class Effusion --num 12 --out D TEST.FX.THRESHOLD 0.4
+        --dataset chestx_det_test --task seg --class Effusion --num 9 --out D SOLVER.IMS_PER_BATCH 4
 
-A sheet per class of labels and masks, one for all boxes. The scores are those an evaluation wrote
-to per_image/ beside the weights or in OUTPUT_DIR, if it was of these weights, images and settings;
-else the dataset is evaluated first. The pictures show patients: keep them where the films are.
+A sheet per class of labels and masks, one for all boxes; with labels the film stands alone. The
+scores are those an evaluation wrote to per_image/ beside the weights or in OUTPUT_DIR, if it was of
+these weights, images and settings; else the dataset is evaluated first. The pictures show patients:
+keep them where the films are.
 
 Exit code: 0 done, 1 something could not be read, 2 wrong use.
 """

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .draw import Picture, Scene, draw_scene, scene_of_record
-from .draw_predictions import Look, draw_prediction, scenes_of_prediction
+from .draw_predictions import Look, scenes_of_prediction
 from .record import Record
 from .source import Source
 
@@ -24,34 +24,33 @@ def draw_mistake(
     *,
     text: str = "",
 ) -> list[Picture]:
-    """Three pictures: the film alone, with the truth, with the prediction.
+    """Three pictures: the film alone, with the truth, with the prediction; of ``cls`` one with all.
 
     Args:
         record: annotated for ``task``.
         source: its row.
         task: what is shown.
         cls: of labels and masks, the one class that is shown; of boxes all are (``""``).
-        output: of the model, as :class:`fx_d2.predictor.Prediction`.
+        output: of the model, as :class:`fx_d2.predictor.Prediction`; of ``cls`` nothing is read.
         look: size, colours, and from which score on boxes are drawn.
-        text: how wrong it is, stands above the prediction.
+        text: how wrong it is, in words.
     """
     truth = _truth(record, source, task, cls)
-    scenes = [Scene(truth.image, title=record["image_id"]), truth]
-    if task == "cls":
-        said = {source.key: {cls: float(output["labels"][source.key][cls])}}
-        prediction = {"labels": said, "instances": {}, "masks": {}}
-        third = [draw_prediction(truth.image, prediction, look, title=text)]
-    else:
-        (scene,) = scenes_of_prediction(truth.image, _only(output, source, task, cls), look)
-        scene.title = text
-        scenes, third = [*scenes, scene], []
-    # No legend: names stand at the boxes, and of masks and labels there is one class.
-    drawn = [draw_scene(s, look.coloured(), size_px=look.size_px, legend=False) for s in scenes]
-    return [*drawn, *third]
+    film = Scene(truth.image, title=record["image_id"])
+    if task == "cls":  # nothing of it is drawn on a film
+        film.notes = [cls, *text.split(", ")]
+        return [draw_scene(film, size_px=look.size_px)]
+    (said,) = scenes_of_prediction(truth.image, _only(output, source, task, cls), look)
+    said.title = text
+    # No legend: names stand at the boxes, and of masks there is one class.
+    return [
+        draw_scene(scene, look.coloured(), size_px=look.size_px, legend=False)
+        for scene in (film, truth, said)
+    ]
 
 
 def _truth(record: Record, source: Source, task: str, cls: str) -> Scene:
-    """The scene of one task alone, and of masks and labels of one class."""
+    """The scene of one task alone, and of one class of masks."""
     hidden = {part for part in _PARTS.values() if part != _PARTS[task]}
     shown = {key: value for key, value in record.items() if key not in hidden}
     if task == "seg":
@@ -59,9 +58,7 @@ def _truth(record: Record, source: Source, task: str, cls: str) -> Scene:
     scene = scene_of_record(shown, source)
     if task == "loc":
         scene.title = f"truth: {len(scene.boxes)} boxes"
-    elif task == "cls":
-        scene.title = f"truth: {cls} {'positive' if scene.labels[cls] == 1 else 'negative'}"
-    else:
+    elif task == "seg":
         scene.title = f"truth: {cls}" + ("" if scene.masks[cls].any() else ", none")
     return scene
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class WorstImages:
         return {task: results.per_image[f"{self.dataset}_{task}"].rows() for task in tasks}
 
     def sheet(self, task: str, cls: str, found: Sequence[Mistake], *, size_px: int) -> Picture:
-        """A row per image: the film, its truth, the prediction.
+        """A row per image: the film, its truth, the prediction; of ``cls`` three films in a row.
 
         Args:
             task: what is shown.
@@ -136,16 +137,18 @@ class WorstImages:
             found: in the order of the rows, at least one.
             size_px: longer side of a film.
         """
+        records = [self._loader.records[self._places[m.image_id]] for m in found]
+        outputs: Iterable[Mapping[str, Any]] = repeat({}, len(records))
+        if task != "cls":  # whose probability is in the text already
+            mapper = FxMapper(self.cfg, False, targets=False)
+            loader = EvalLoader(records, mapper, (task,), batch_size=self.cfg.SOLVER.IMS_PER_BATCH)
+            batches = self._outputs(loader, (task,), f"drawing {cls or task}")
+            outputs = (output for _, batch in batches for output in batch)
         head = f"{self.source.key}/{task}"
         classes = {spec.name: spec.classes for spec in getattr(self.model, "specs", ())}
         own = classes.get(head, self.source.classes(task))
         look = Look({head: own}, self.cfg.TEST.FX.SCORE_THRESHOLD, size_px)
-        records = [self._loader.records[self._places[m.image_id]] for m in found]
-        mapper = FxMapper(self.cfg, False, targets=False)
-        loader = EvalLoader(records, mapper, (task,), batch_size=self.cfg.SOLVER.IMS_PER_BATCH)
         rows: list[Picture] = []
-        batches = self._outputs(loader, (task,), f"drawing {cls or task}")
-        outputs = (output for _, batch in batches for output in batch)
         for record, mistake, output in zip(records, found, outputs, strict=True):
             rows += draw_mistake(record, self.source, task, cls, output, look, text=mistake.text)
         return contact_sheet(rows, columns=3)

@@ -80,6 +80,18 @@ def command(
     return call
 
 
+def test_the_switch_of_an_evaluation(
+    world: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(world))
+    more = ["OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", f"('{DATASET}',)"]
+    cfg = load_config(str(QUICK), [*OPTIONS, *more, "TEST.FX.PER_IMAGE", "False"])
+    FxTrainer.test(cfg, build_model(cfg).eval())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results.json", "results.md"]
+    written = sorted(p.name for p in (run / "per_image").iterdir())
+    assert written == [f"{DATASET}_{task}.csv" for task in ("cls", "loc", "seg")]
+
+
 def never(*args: object, **kwargs: object) -> None:
     raise AssertionError("evaluated, although the scores are there")
 
