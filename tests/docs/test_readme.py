@@ -29,7 +29,7 @@ def blocks(page: Path = README) -> list[tuple[str, str]]:
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def script_of(found: list[tuple[str, str]], world: Path) -> str:
@@ -74,12 +74,12 @@ def test_make_targets_exist() -> None:
     shown = {
         name
         for page in PAGES
-        for name in re.findall(r"(?:^|`| {4})make ([a-z]+)", page.read_text(), re.MULTILINE)
+        for name in re.findall(r"(?:^|`| {4})make ([a-z-]+)", page.read_text(), re.MULTILINE)
     }
     assert {"demo", "test"} <= shown <= targets
     row = re.search(r"^\| `make ([^|]+)\|", README.read_text(), re.MULTILINE)
     assert row is not None
-    assert set(re.findall(r"[a-z]+", row[1])) == targets
+    assert set(re.findall(r"[a-z-]+", row[1])) == targets
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_tools_that_are_named_exist_and_take_the_options_shown() -> None:
 def test_links_and_pictures_resolve(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in _LINK.findall(_FENCED.sub("", text)):
-        if re.match(r"[a-z]+:", target):
+        if re.match(r"[a-z-]+:", target):
             continue
         path, _, anchor = target.partition("#")
         there = (page.parent / path).resolve() if path else page
