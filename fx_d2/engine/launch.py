@@ -21,8 +21,8 @@ from .setup import ConfigError
 from .stuck import StuckWatch
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Who is stuck is found out by StuckWatch; this only ends what nothing else has ended.
-_LAST_RESORT = timedelta(days=1)
+# torch's own timeout names nobody, so it comes after that of StuckWatch.
+_NEVER = timedelta(days=1)
 
 
 def under_torchrun() -> bool:
@@ -69,7 +69,7 @@ def launch(work: Callable[[argparse.Namespace], None], args: argparse.Namespace)
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
             args=(args,),
-            timeout=_LAST_RESORT,
+            timeout=_NEVER,
         )
     except torch.multiprocessing.ProcessExitedException as exc:
         sys.exit(exc.exit_code or 1)  # it has said why
@@ -83,16 +83,17 @@ def joined(cfg: CfgNode) -> Iterator[None]:
         cfg: ``MODEL.DEVICE`` decides between NCCL and gloo; ``SOLVER.FX.STUCK_AFTER_S`` is the
             patience.
     """
+    patience_s = float(cfg.SOLVER.FX.STUCK_AFTER_S)
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        _join(str(cfg.MODEL.DEVICE))
-    with StuckWatch.of_this_process(float(cfg.SOLVER.FX.STUCK_AFTER_S)):
+        _join(str(cfg.MODEL.DEVICE), timedelta(seconds=2 * patience_s) if patience_s else _NEVER)
+    with StuckWatch.of_this_process(patience_s):
         yield
         comm.synchronize()  # who ends first takes the meeting point of the others with it
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _join(device: str) -> None:
+def _join(device: str, timeout: timedelta) -> None:
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     kind, _, number = device.partition(":")
     if number:
@@ -107,7 +108,11 @@ def _join(device: str) -> None:
             )
         torch.cuda.set_device(local)
     backend = "nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method="env://", timeout=_LAST_RESORT)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=_NEVER))
+    # The agent's store outlives a restart: addresses of processes that are gone are still in it.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"fx_d2 attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     comm._LOCAL_PROCESS_GROUP = _local_group()
     comm.synchronize()
 
