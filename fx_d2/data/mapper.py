@@ -85,7 +85,8 @@ class FxMapper:
     * ``task``: the task, or a tuple of tasks at evaluation;
     * ``labels``: float32 (C,) over the source's ``cls_classes``, NaN where there is no target;
     * ``instances``: with ``gt_boxes``, ``gt_classes`` and, where the source has them, ``gt_masks``
-      (BitMasks); empty when nothing was found, the key absent when boxes are not annotated;
+      (BitMasks); empty when nothing was found, the key absent when boxes are not annotated; beside
+      it ``draw_seed``, a whole number that decides which regions are learned from;
     * ``sem_masks``: uint8 (C, H, W) of 0 and 1 over ``seg_classes``, and ``sem_known``: bool (C,),
       which of them are annotated.
 

@@ -53,7 +53,7 @@ def run(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
 
@@ -111,11 +111,11 @@ def test_a_stuck_rank_is_named(world: Path, tmp_path: Path):
     begin = time.monotonic()
     result = run(
         world,
-        *words(EXACT | {"SOLVER.FX.STUCK_AFTER_S": 4, "OUTPUT_DIR": tmp_path / "run"}),
+        *words(EXACT | {"SOLVER.FX.STUCK_AFTER_S": 20, "OUTPUT_DIR": tmp_path / "run"}),
         processes=2,
         program=(RANK_RUN, 1, 3, "hang", tmp_path / "hung"),
     )
-    assert result.returncode != 0 and time.monotonic() - begin < 90
+    assert result.returncode != 0 and time.monotonic() - begin < 200
     lines = [line for line in result.stderr.splitlines() if "stuck" in line]
     assert any("error: stuck: rank 1 on " in line and "--resume" in line for line in lines), (
         result.stderr[-2000:]
