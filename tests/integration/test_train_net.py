@@ -204,7 +204,8 @@ def test_a_refused_resume_overwrites_nothing(command: Command, tmp_path: Path):
     assert command(*first, 1)[0] == 0
 
     def files() -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "log.txt"}
+        found = (p for p in tmp_path.rglob("*") if p.is_file() and p.name != "log.txt")
+        return {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in found}
 
     before = files()
     one_line(command(*again, 2), "2 steps", "expected", "1 steps", "resume with its own config")
