@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs" / "quick_schedules"
@@ -64,8 +63,6 @@ def test_three_synthetic_sources_jointly(tmp_path: Path):
         folder=tmp_path,
     )
     cached(sources, world, tmp_path, 256)
-    # Expected results are verified by the run itself: exit code 1 if they are missed.
-    assert yaml.safe_load(config.read_text())["TEST"]["EXPECTED_RESULTS"]
     for name in ("first", "second"):
         run(
             *("train_net", "--config-file", config, "OUTPUT_DIR", name),
@@ -73,7 +70,15 @@ def test_three_synthetic_sources_jointly(tmp_path: Path):
             root=world,
             folder=tmp_path,
         )
-    assert results_of(tmp_path / "first") == results_of(tmp_path / "second")
+    results = results_of(tmp_path / "first")
+    assert results == results_of(tmp_path / "second")
+    for task, metric, floor in (
+        ("cls", "AUC", 0.85),
+        ("loc", "AP40", 0.45),
+        ("seg", "Dice_positive", 0.7),
+    ):
+        figures = [results[key][metric] for key in results if key.endswith(f"/{task}")]
+        assert sum(figures) / len(figures) >= floor, (task, figures)
 
 
 @pytest.mark.long
