@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from fx_d2.data.masks import encode_mask
 from fx_d2.data.source import Source, official
 from fx_d2.data.sources import SOURCES
 from fx_d2.modeling.heads.spec import HeadSpec, head_specs
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes ``runs`` importable
 
 SIDE = 32
 KEY = "toy_engine"

@@ -9,34 +9,20 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from runs import TINY
 
 import export_weights
 from fx_d2.engine.checkpoint import FxCheckpointer, config_of, load_weights, read_description
 from fx_d2.modeling.meta_arch.foundation_x import FoundationX
 from fx_d2.predictor import Predictor
 
-TINY: dict[str, Any] = {
-    "MODEL__META_ARCHITECTURE": "StudentTeacher",
-    "MODEL__PIXEL_MEAN": [0.5, 0.5, 0.5],
-    "MODEL__PIXEL_STD": [0.25, 0.25, 0.25],
-    "MODEL__BACKBONE__NAME": "build_timm_backbone",
-    "MODEL__FX__TRUNK__NAME": "swin_t",
-    "MODEL__FX__TRUNK__KWARGS": {
-        "embed_dim": 24,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 2, 4, 8],
-    },
-    "MODEL__FX__SEG__CHANNELS": 16,
-    "MODEL__SEM_SEG_HEAD__NAME": "MultiSourceSegHead",
-    "INPUT__FX__SIZE": 64,
-    "TEACHER__VIEWS": 2,
-}
+OPTIONS = {**TINY, "MODEL__META_ARCHITECTURE": "StudentTeacher", "TEACHER__VIEWS": 2}
 
 
 @pytest.fixture
 def run(toy_cfg: Callable[..., CfgNode]) -> tuple[Path, Any]:
     """A checkpoint whose teacher differs from its student, and the model."""
-    cfg = toy_cfg(**TINY)
+    cfg = toy_cfg(**OPTIONS)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     for weight in model.teacher.parameters():

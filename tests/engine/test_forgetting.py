@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 from PIL import Image
+from runs import TINY, Stop
 
 from fx_d2.data.errors import DataError
 from fx_d2.engine import forgetting
@@ -22,24 +23,6 @@ from fx_d2.evaluation.results import Results
 
 HEADS = ("toy_engine/cls", "toy_engine/seg")
 MakeCfg = Callable[..., CfgNode]
-TINY: dict[str, Any] = {
-    "MODEL__PIXEL_MEAN": [0.5, 0.5, 0.5],
-    "MODEL__PIXEL_STD": [0.25, 0.25, 0.25],
-    "MODEL__BACKBONE__NAME": "build_timm_backbone",
-    "MODEL__FX__TRUNK__NAME": "swin_t",
-    "MODEL__FX__TRUNK__KWARGS": {
-        "embed_dim": 24,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 2, 4, 8],
-    },
-    "MODEL__FX__SEG__CHANNELS": 16,
-    "MODEL__SEM_SEG_HEAD__NAME": "MultiSourceSegHead",
-    "INPUT__FX__SIZE": 64,
-}
-
-
-class Stop(Exception):
-    """Stands for a machine that dies."""
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from runs import Stop
 
 from fx_d2.engine.checkpoint import read_description
 from fx_d2.engine.trainer import FxTrainer
@@ -18,19 +20,6 @@ from fx_d2.evaluation.results import Results
 
 MakeCfg = Callable[..., CfgNode]
 AUC = ("*/cls/AUC",)
-
-
-class Stop(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(HookBase):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise Stop
 
 
 class Rates(HookBase):
@@ -74,16 +63,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return write
 
 
-def train(cfg: CfgNode, *, resume: bool = False, die_at: int | None = None) -> tuple[Any, Rates]:
-    trainer, rates = FxTrainer(cfg), Rates()
-    trainer.resume_or_load(resume=resume)
-    trainer.register_hooks([rates] if die_at is None else [rates, DieAt(die_at)])
-    if die_at is None:
-        trainer.train()
-    else:
-        with pytest.raises(Stop):
-            trainer.train()
-    return trainer, rates
+def train(cfg: CfgNode, **how: Any) -> tuple[Any, Rates]:
+    rates = Rates()
+    return runs.train(cfg, also=[rates], **how), rates
 
 
 def weights(cfg: CfgNode, name: str = "model_final") -> dict[str, torch.Tensor]:

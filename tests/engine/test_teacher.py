@@ -13,64 +13,28 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
+from runs import TINY, train
 
 from fx_d2.engine.checkpoint import FxCheckpointer, load_weights
 from fx_d2.engine.teacher import MomentumSchedule, TeacherEMAHook, ramp
 from fx_d2.engine.trainer import FxTrainer
 from fx_d2.engine.weights import read_weights
 
-TINY = {
+TEACHER = {
+    **TINY,
     "MODEL__META_ARCHITECTURE": "StudentTeacher",
-    "MODEL__PIXEL_MEAN": [0.5, 0.5, 0.5],
-    "MODEL__PIXEL_STD": [0.25, 0.25, 0.25],
-    "MODEL__BACKBONE__NAME": "build_timm_backbone",
-    "MODEL__FX__TRUNK__NAME": "swin_t",
-    "MODEL__FX__TRUNK__KWARGS": {
-        "embed_dim": 24,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 2, 4, 8],
-    },
-    "MODEL__FX__SEG__CHANNELS": 16,
-    "MODEL__SEM_SEG_HEAD__NAME": "MultiSourceSegHead",
-    "INPUT__FX__SIZE": 64,
     "SOLVER__MAX_ITER": 6,
     "SOLVER__CHECKPOINT_PERIOD": 2,
     "SOLVER__IMS_PER_BATCH": 2,
 }
 
 
-class Stop(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(HookBase):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise Stop
-
-
 @pytest.fixture
 def teacher_cfg(toy_cfg: Callable[..., CfgNode]) -> Callable[..., CfgNode]:
     def build(name: str = "run", **options: Any) -> CfgNode:
-        return toy_cfg(name, **{**TINY, **options})
+        return toy_cfg(name, **{**TEACHER, **options})
 
     return build
-
-
-def train(cfg: CfgNode, *, resume: bool = False, die_at: int | None = None, also: Any = ()) -> Any:
-    trainer = FxTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.register_hooks(list(also))
-    if die_at is None:
-        trainer.train()
-    else:
-        trainer.register_hooks([DieAt(die_at)])
-        with pytest.raises(Stop):
-            trainer.train()
-    return trainer
 
 
 def weights(cfg: CfgNode, name: str = "model_final") -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from runs import DieAt, Stop, train
 
 from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import read_description
@@ -21,31 +22,6 @@ from fx_d2.engine.trainer import FxTrainer
 from fx_d2.engine.weights import read_weights
 
 MakeCfg = Callable[..., CfgNode]
-
-
-class Stop(Exception):
-    """Stands for a machine that dies."""
-
-
-class DieAt(HookBase):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            raise Stop
-
-
-def train(cfg: CfgNode, *, resume: bool = False, die_at: int | None = None) -> FxTrainer:
-    trainer = FxTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    if die_at is not None:
-        trainer.register_hooks([DieAt(die_at)])
-        with pytest.raises(Stop):
-            trainer.train()
-    else:
-        trainer.train()
-    return trainer
 
 
 def weights(cfg: CfgNode, name: str = "model_final") -> dict[str, torch.Tensor]:

@@ -18,11 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs" / "quick_schedules"
 REAL = Path(os.environ.get("FX_D2_REAL_SAMPLES") or ROOT.parent / "shared" / "real")
 FOLDS = 5
-# Mean Dice over the held-out images that have the structure, over all folds.
+# To be exceeded by the mean over the folds of Dice on the held-out images that have the structure.
+# docs/results/covid19_seg.md says which are.
 COVID19_FLOORS = {
     "Left Lung": 0.905,
     "Right Lung": 0.905,
     "Cardiomediastinum": 0.869,
+    "Airways": 0.886,
+    "Ground Glass Opacities": 0.676,
     "Consolidation": 0.143,
 }
 

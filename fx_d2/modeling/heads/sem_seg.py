@@ -59,7 +59,31 @@ class PyramidPooling(nn.Module):
         return self.fuse(cat(parts, dim=1))
 
 
-class SegDecoder(nn.Module):
+class MaskDecoder(nn.Module):
+    """A decoder of ``MODEL.FX.SEG``: stages of the trunk to one map, which all sources share."""
+
+    _shape: ShapeSpec
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> MaskDecoder:
+        """The decoder of ``MODEL.FX.SEG``."""
+        node = cfg.MODEL.FX.SEG
+        channels = stage_channels(tuple(node.IN_FEATURES), input_shape, "MODEL.FX.SEG")
+        return cls(
+            channels,
+            stride=input_shape[next(iter(channels))].stride,
+            dim=node.CHANNELS,
+            bins=node.BINS,
+            norm=node.NORM,
+            dropout=node.DROPOUT,
+        )
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """The shape of the one map."""
+        return {"decoded": self._shape}
+
+
+class SegDecoder(MaskDecoder):
     """Pyramid pooling on the last stage, a feature pyramid upwards from it, all levels fused.
 
     Args:
@@ -89,24 +113,6 @@ class SegDecoder(nn.Module):
         self.smooth = nn.ModuleDict({k: _block(dim, dim, 3, norm) for k in fine})
         self.fuse = _block(dim * len(channels), dim, 3, norm)
         self._last, self._shape = last, ShapeSpec(channels=dim, stride=stride)
-
-    @classmethod
-    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> SegDecoder:
-        """The decoder of ``MODEL.FX.SEG``."""
-        node = cfg.MODEL.FX.SEG
-        channels = stage_channels(tuple(node.IN_FEATURES), input_shape, "MODEL.FX.SEG")
-        return cls(
-            channels,
-            stride=input_shape[next(iter(channels))].stride,
-            dim=node.CHANNELS,
-            bins=node.BINS,
-            norm=node.NORM,
-            dropout=node.DROPOUT,
-        )
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """The shape of the one map."""
-        return {"decoded": self._shape}
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """{stage: (N, C, h, w)} -> (N, dim, h, w) at the finest stage."""

@@ -15,8 +15,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from .sem_seg import SegDecoder, _block
-from .spec import stage_channels
+from .sem_seg import MaskDecoder, SegDecoder, _block
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -49,7 +48,7 @@ class WidePooling(nn.Module):
         return self.dropout(self.fuse(cat(parts, dim=1)))
 
 
-class UPerNetDecoder(nn.Module):
+class UPerNetDecoder(MaskDecoder):
     """Wide pyramid pooling, pairs of neighbouring levels, one smoothing for all, a fusion.
 
     Args:
@@ -84,24 +83,6 @@ class UPerNetDecoder(nn.Module):
         self.fuse = _block(dim * len(channels), dim, 3, norm)
         self._finest, self._shape = finest, ShapeSpec(channels=dim, stride=stride)
 
-    @classmethod
-    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> UPerNetDecoder:
-        """The decoder of ``MODEL.FX.SEG``."""
-        node = cfg.MODEL.FX.SEG
-        channels = stage_channels(tuple(node.IN_FEATURES), input_shape, "MODEL.FX.SEG")
-        return cls(
-            channels,
-            stride=input_shape[next(iter(channels))].stride,
-            dim=node.CHANNELS,
-            bins=node.BINS,
-            norm=node.NORM,
-            dropout=node.DROPOUT,
-        )
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """The shape of the one map."""
-        return {"decoded": self._shape}
-
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """{stage: (N, C, h, w)} -> (N, dim, h, w) at the finest stage."""
         *_, last = self.laterals
@@ -114,7 +95,7 @@ class UPerNetDecoder(nn.Module):
         return self.fuse(cat([_resize(level, size) for level in (*smoothed, levels[-1])], dim=1))
 
 
-_DECODERS: dict[str, type[SegDecoder] | type[UPerNetDecoder]] = {
+_DECODERS: dict[str, type[MaskDecoder]] = {
     "pyramid": SegDecoder,
     "upernet": UPerNetDecoder,
 }
