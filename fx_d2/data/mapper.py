@@ -38,6 +38,8 @@ from .transforms import (
 )
 
 Position = tuple[int | str, ...]
+# What an image may be known by beside its pixels; some heads are told.
+CONTEXT_KEYS = ("synthetic", "view", "body_part")
 
 
 class ImageReader(Protocol):
@@ -82,6 +84,7 @@ class FxMapper:
     * ``image_id``, ``file_name``, ``source``, and ``height``, ``width``: original pixels;
     * ``content_size``: (h, w) of the image within H x W; the rest is padding at the right and
       bottom;
+    * ``synthetic``, ``view``, ``body_part``: of the record, absent where it does not state them;
     * ``task``: the task, or a tuple of tasks at evaluation;
     * ``labels``: float32 (C,) over the source's ``cls_classes``, NaN where there is no target;
     * ``instances``: with ``gt_boxes``, ``gt_classes`` and, where the source has them, ``gt_masks``
@@ -207,6 +210,7 @@ class FxMapper:
             "width": width,
             "content_size": frame.content_size(given.image.shape),
         }
+        result |= {key: record[key] for key in CONTEXT_KEYS if record.get(key) is not None}
         if self.second_view is not None:
             # Draws of its own: the first view is the same whether there is a second one or not.
             with seeded_globals(self.seed, "second view", *position):

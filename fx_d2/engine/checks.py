@@ -164,15 +164,21 @@ def _at(cfg: CfgNode, key: str) -> Any:
 
 
 def _check_prevalence(cfg: CfgNode) -> None:
-    for source, shares in cfg.MODEL.FX.CLS.PREVALENCE.items():
-        with config_errors():
-            classes = get_source(source).cls_classes
-        good = isinstance(shares, (list, tuple)) and len(shares) == len(classes)
-        if not (good and all(isinstance(p, (int, float)) and not (p < 0 or p > 1) for p in shares)):
-            raise ConfigError(
-                f"MODEL.FX.CLS.PREVALENCE.{source} is {shares}; expected {len(classes)} shares "
-                f"from 0 to 1, of {', '.join(classes)}; or leave it out: training counts them"
+    for key, what, largest in (("PREVALENCE", "shares", 1), ("LABELLED", "numbers", math.inf)):
+        for source, values in cfg.MODEL.FX.CLS[key].items():
+            with config_errors():
+                classes = get_source(source).cls_classes
+            good = isinstance(values, (list, tuple)) and len(values) == len(classes)
+            # NaN is allowed: the share of a class that is never annotated.
+            good = good and all(
+                isinstance(v, (int, float)) and not (v < 0 or v > largest) for v in values
             )
+            if not good:
+                span = f"{what} from 0 to 1" if largest == 1 else f"{what} of 0 or more"
+                raise ConfigError(
+                    f"MODEL.FX.CLS.{key}.{source} is {values}; expected {len(classes)} {span}, "
+                    f"of {', '.join(classes)}; or leave it out: training counts them"
+                )
 
 
 def _check_device(name: str) -> None:

@@ -35,7 +35,7 @@ from .hooks import JointMix, KeepBest
 from .lock_release import LockReleaseHook, refreshed
 from .metric_hooks import EarlyStopping, Plateau, TrainingStopped
 from .optimizer import build_optimizer
-from .prevalence import with_prevalence
+from .prevalence import reweighting, with_prevalence
 from .ranks import start_equal
 from .scoring import score, unwrapped
 from .setup import ConfigError
@@ -115,6 +115,8 @@ class FxTrainer(DefaultTrainer):
         result = [hooks.IterationTimer(), self.schedule_hook(), hooks.LRScheduler()]
         if isinstance(unwrapped(self.model), StudentTeacher):
             result.append(TeacherEMAHook(cfg))
+        if late_weights := reweighting(cfg, unwrapped(self.model)):
+            result.append(late_weights)
         if main:
             result.append(
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)

@@ -13,6 +13,7 @@ policy resolved) is treated alike. For masks, ``known`` says which (image, chann
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -63,7 +64,7 @@ def class_weighted_bce(logits: Tensor, targets: Tensor, *, prevalence: Tensor) -
         prevalence: ``(C,)`` share p of positives among the annotated training labels. NaN (a class
             that is never annotated) counts as one half.
     """
-    p = prevalence.to(logits.device, torch.float32).nan_to_num(0.5)
+    p = _share(prevalence, logits)
     return masked_bce(logits, targets, positive_weight=(1 - p).exp(), negative_weight=p.exp())
 
 
@@ -131,6 +132,7 @@ def asymmetric(
     gamma_negative: float = 4.0,
     gamma_positive: float = 1.0,
     clip: float = 0.05,
+    prevalence: Tensor | None = None,
 ) -> Tensor:
     """Asymmetric loss for multi-label images with few positives, over the annotated labels.
 
@@ -143,6 +145,7 @@ def asymmetric(
         gamma_negative: focusing of negatives; 0, or 1 and more.
         gamma_positive: focusing of positives; 0 or more.
         clip: the probability of a negative is lowered by this, to no less than 0.
+        prevalence: ``(C,)`` where classes are weighed too, as :func:`class_weighted_bce` does.
 
     Returns:
         A float32 scalar.
@@ -160,7 +163,85 @@ def asymmetric(
         negative = -(1 - y) * shifted**gamma_negative * torch.log1p(-shifted)
     else:
         negative = -(1 - y) * (gamma_negative * log_p).exp() * log_q
+    if prevalence is not None:
+        p = _share(prevalence, x)
+        positive, negative = (1 - p).exp() * positive, p.exp() * negative
     return _mean(positive + negative, known)
+
+
+def logit_adjusted_bce(
+    logits: Tensor, targets: Tensor, *, prevalence: Tensor, tau: float = 1.0
+) -> Tensor:
+    """:func:`masked_bce` of logits to which the log odds of every class are added.
+
+    What a rare class's odds explain the logits need not learn: they then say how much more likely
+    than usual a class is, and a prediction of 0.5 is as likely as usual.
+
+    Args:
+        logits: ``(N, C)``, those of a prediction, without the addition.
+        targets: ``(N, C)``, NaN where not annotated.
+        prevalence: ``(C,)`` share of positives in training; NaN counts as one half.
+        tau: factor of the log odds; 0 is plain cross-entropy.
+    """
+    p = _share(prevalence, logits)
+    return masked_bce(logits.float() + tau * torch.logit(p), targets)
+
+
+def ldam_bce(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    prevalence: Tensor,
+    max_margin: float = 0.5,
+    scale: float = 1.0,
+    weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Cross-entropy with margins by the label distribution (LDAM), over the annotated labels.
+
+    Every class is a problem of two labels, present and absent. A label that n images have has to
+    be right by a margin in proportion to n^(-1/4); the rarest label of all has ``max_margin``.
+
+    Args:
+        logits: ``(N, C)``.
+        targets: ``(N, C)`` in [0, 1]; NaN where not annotated.
+        prevalence: ``(C,)`` share of positives in training; NaN counts as one half.
+        max_margin: in units of the logits.
+        scale: factor of the logits after the margin.
+        weights: of positives and of negatives, ``(C,)`` each, see :func:`effective_weights`.
+    """
+    p = _share(prevalence, logits)
+    margin, other = p**-0.25, (1 - p) ** -0.25
+    # None is below 1; without any class there is nothing to take the maximum of.
+    longest = torch.cat((margin, other, margin.new_ones(1))).max()
+    x, y, known = _labels(logits, targets)
+    positive = -y * F.logsigmoid(scale * (x - max_margin * margin / longest))
+    negative = -(1 - y) * F.logsigmoid(-scale * (x + max_margin * other / longest))
+    if weights is not None:
+        positive = positive * _per_class(weights[0], x, "weights of positives")
+        negative = negative * _per_class(weights[1], x, "weights of negatives")
+    return _mean(positive + negative, known)
+
+
+def effective_weights(prevalence: Tensor, labelled: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Weights of positives and negatives by the effective number of images, (1 - b^n) / (1 - b).
+
+    Args:
+        prevalence: ``(C,)`` share of positives; NaN counts as one half.
+        labelled: ``(C,)`` how many training images are labelled.
+        beta: b, from 0 (all weights are 1) to below 1 (towards the inverse of n).
+
+    Returns:
+        Two tensors ``(C,)``, inverse to the effective numbers; a class's two have mean 1.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"MODEL.FX.CLS.LDAM.BETA is {beta}; it is from 0 to below 1")
+    p = _share(prevalence, prevalence)
+    numbers = torch.stack([p, 1 - p]).double() * labelled.double()
+    if beta == 0:
+        return torch.ones_like(p), torch.ones_like(p)
+    inverse = 1 / -torch.expm1(numbers.clamp(min=1.0) * math.log(beta))
+    positive, negative = (2 * inverse / inverse.sum(dim=0)).float()
+    return positive, negative
 
 
 def soft_dice(
@@ -236,14 +317,19 @@ def bce_dice(
     return bce_weight * mask_bce(logits, masks, known) + dice_weight * dice
 
 
-# By the name a config uses. "class_weighted" needs ``prevalence``; the others only logits, targets.
+# By the name a config uses.
 LABEL_LOSSES: dict[str, Callable[..., Tensor]] = {
     "bce": masked_bce,
     "ce": masked_ce,
     "focal": focal,
     "asymmetric": asymmetric,
+    "asymmetric_weighted": asymmetric,
     "class_weighted": class_weighted_bce,
+    "ldam": ldam_bce,
+    "logit_adjusted": logit_adjusted_bce,
 }
+# Those that are also told ``prevalence``; the others take logits and targets alone.
+NEED_PREVALENCE = ("asymmetric_weighted", "class_weighted", "ldam", "logit_adjusted")
 # All take logits, masks, known.
 MASK_LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice": soft_dice,
@@ -285,6 +371,13 @@ def _per_class(weight: Tensor, x: Tensor, name: str) -> Tensor:
     if weight.shape != (x.shape[1],):
         raise ValueError(f"{name} has shape {tuple(weight.shape)}; there are {x.shape[1]} classes.")
     return weight.to(x.device, torch.float32)
+
+
+def _share(prevalence: Tensor, x: Tensor) -> Tensor:
+    """Shares ``(C,)`` on the device of ``x``; a half where never annotated, and never 0 or 1."""
+    share = prevalence.to(x.device, torch.float32).nan_to_num(0.5)
+    # A class that is never or always there would have infinite odds.
+    return share.clamp(1e-6, 1 - 1e-6)
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:

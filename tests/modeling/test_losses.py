@@ -13,10 +13,14 @@ from torchvision.ops import sigmoid_focal_loss
 from fx_d2.modeling.losses import (
     LABEL_LOSSES,
     MASK_LOSSES,
+    NEED_PREVALENCE,
     asymmetric,
     bce_dice,
     class_weighted_bce,
+    effective_weights,
     focal,
+    ldam_bce,
+    logit_adjusted_bce,
     mask_bce,
     masked_bce,
     masked_ce,
@@ -28,7 +32,7 @@ PREVALENCE = torch.tensor([0.01, 0.5, 0.9, 0.2, NAN])
 
 
 def label_loss(name: str, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    extra = {"prevalence": PREVALENCE[: logits.shape[1]]} if name == "class_weighted" else {}
+    extra = {"prevalence": PREVALENCE[: logits.shape[1]]} if name in NEED_PREVALENCE else {}
     return LABEL_LOSSES[name](logits, targets, **extra)
 
 
@@ -95,6 +99,88 @@ def test_class_weights(labels):
                 count += 1
     loss = class_weighted_bce(logits, targets, prevalence=PREVALENCE)
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def by_class(logits, targets, one):
+    """Mean over known labels of ``one(x, y, share of the label's class)``."""
+    values = []
+    for c, share in enumerate([0.01, 0.5, 0.9, 0.2, 0.5]):
+        for x, y in zip(logits[:, c].tolist(), targets[:, c].tolist(), strict=True):
+            if not math.isnan(y) and y >= 0:
+                values.append(one(x, y, share))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_logit_adjusted(labels, tau):
+    """The probability whose odds are the image's times the class's, to the power of tau."""
+
+    def one(x, y, share):
+        odds = math.exp(x) * (share / (1 - share)) ** tau
+        p = odds / (1 + odds)
+        return -y * math.log(p) - (1 - y) * math.log(1 - p)
+
+    loss = logit_adjusted_bce(*labels, prevalence=PREVALENCE, tau=tau)
+    assert loss.item() == pytest.approx(by_class(*labels, one), rel=1e-4)
+    if tau == 0:
+        torch.testing.assert_close(loss, masked_bce(*labels))
+
+
+def test_a_class_never_or_always_there_has_finite_odds():
+    x = torch.randn(3, 2, requires_grad=True)
+    for name in NEED_PREVALENCE:
+        loss = LABEL_LOSSES[name](x, torch.ones(3, 2), prevalence=torch.tensor([0.0, 1.0]))
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(x.grad).all(), name
+
+
+@pytest.mark.parametrize(("max_margin", "scale"), [(0.5, 1.0), (0.3, 4.0), (0.0, 1.0)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ldam(labels, max_margin, scale, weighted):
+    """Margins as published, n^(-1/4), of a set of 1000 images; the rarest is 10 of them."""
+    numbers = {s: (1000 * s, 1000 * (1 - s)) for s in (0.01, 0.5, 0.9, 0.2)}
+    unit = max_margin / 10 ** (-1 / 4)
+    weights = {}
+    for share, pair in numbers.items():
+        inverse = [(1 - 0.99) / (1 - 0.99**n) for n in pair]
+        weights[share] = [2 * v / sum(inverse) for v in inverse] if weighted else [1.0, 1.0]
+
+    def one(x, y, share):
+        present, absent = (unit * n ** (-1 / 4) for n in numbers[share])
+        w = weights[share]
+        return -w[0] * y * math.log(sigmoid(scale * (x - present))) - w[1] * (1 - y) * math.log(
+            1 - sigmoid(scale * (x + absent))
+        )
+
+    given = effective_weights(PREVALENCE, torch.full((5,), 1000), 0.99) if weighted else None
+    loss = ldam_bce(
+        *labels, prevalence=PREVALENCE, max_margin=max_margin, scale=scale, weights=given
+    )
+    assert loss.item() == pytest.approx(by_class(*labels, one), rel=1e-4)
+    if max_margin == 0 and not weighted:
+        torch.testing.assert_close(loss, masked_bce(*labels))
+
+
+def test_effective_weights_go_from_equal_to_inverse():
+    share, labelled = torch.tensor([0.1, 0.5]), torch.tensor([200.0, 200.0])
+    positive, negative = effective_weights(share, labelled, 0.0)
+    torch.testing.assert_close((positive, negative), (torch.ones(2), torch.ones(2)))
+    positive, negative = effective_weights(share, labelled, 1 - 1e-9)
+    torch.testing.assert_close(positive, torch.tensor([1.8, 1.0]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(negative, torch.tensor([0.2, 1.0]), rtol=1e-4, atol=0)
+    with pytest.raises(ValueError, match="LDAM.BETA is 1.0; it is from 0 to below 1"):
+        effective_weights(share, labelled, 1.0)
+
+
+def test_asymmetric_with_class_weights(labels):
+    def one(x, y, share):
+        p = sigmoid(x)
+        q = max(p - 0.05, 0.0)
+        present = -math.exp(1 - share) * (1 - p) * math.log(p)
+        return y * present - (1 - y) * math.exp(share) * q**4 * math.log(1 - q)
+
+    loss = asymmetric(*labels, prevalence=PREVALENCE)
+    assert loss.item() == pytest.approx(by_class(*labels, one), rel=1e-4)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

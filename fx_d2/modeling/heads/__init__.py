@@ -1,6 +1,7 @@
 """Heads of all sources per task; importing this registers them with Detectron2."""
 
 from .classifier import CLASSIFIER_REGISTRY, MultiSourceClassifier, build_classifier
+from .pyramid import PyramidClassifier
 from .roi import MultiSourceROIHeads
 from .sem_seg import MultiSourceSegHead
 from .spec import HeadSpec, head_specs, select_heads
@@ -11,6 +12,7 @@ __all__ = [
     "MultiSourceClassifier",
     "MultiSourceROIHeads",
     "MultiSourceSegHead",
+    "PyramidClassifier",
     "build_classifier",
     "head_specs",
     "select_heads",

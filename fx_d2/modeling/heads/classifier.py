@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone.channel_norm import ChannelNorm
-from ..losses import LABEL_LOSSES, masked_bce
+from ..losses import LABEL_LOSSES, NEED_PREVALENCE, effective_weights, masked_bce
 from .spec import HeadSpec, specs_of, stage_channels
 
 CLASSIFIER_REGISTRY = Registry("CLASSIFIER")
@@ -31,6 +31,31 @@ Heads for image labels, called with ``(cfg, input_shape)``: the shapes of the tr
 def build_classifier(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
     """The classifier named by ``MODEL.FX.CLS.NAME``."""
     return CLASSIFIER_REGISTRY.get(cfg.MODEL.FX.CLS.NAME)(cfg, input_shape)
+
+
+def build_classifier_encoder(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> nn.Module | None:
+    """What all sources' classifiers share, as the classifier's class says; None without any."""
+    entry = CLASSIFIER_REGISTRY.get(cfg.MODEL.FX.CLS.NAME)
+    return getattr(entry, "encoder", LocalEncoder).from_config(cfg, input_shape)
+
+
+def top_down(laterals: Sequence[Tensor]) -> list[Tensor]:
+    """Maps of equal channels, fine to coarse: each with all coarser ones added to it."""
+    sums = [laterals[-1]]
+    for lateral in reversed(laterals[:-1]):
+        size = lateral.shape[-2:]
+        sums.append(lateral + F.interpolate(sums[-1], size=size, mode="nearest"))
+    return sums[::-1]
+
+
+def places_inside(
+    features: Tensor, content_sizes: Sequence[tuple[int, int]], stride: int
+) -> Tensor:
+    """Bool (N, 1, h, w), the places of a map (N, C, h, w) that see part of the image."""
+    inside = torch.zeros(len(features), 1, *features.shape[-2:], dtype=torch.bool)
+    for i, (height, width) in enumerate(content_sizes):
+        inside[i, :, : -(-height // stride), : -(-width // stride)] = True
+    return inside.to(features.device, non_blocking=True)
 
 
 def _lse(votes: Tensor, inside: Tensor, sharpness: float) -> Tensor:
@@ -52,7 +77,7 @@ def _avg(votes: Tensor, inside: Tensor, _: float) -> Tensor:
 
 
 # votes (N, C, places), inside bool (N, 1, places), sharpness -> (N, C)
-_POOLS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+POOLS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "lse": _lse,
     "attention": _attention,
     "max": _max,
@@ -104,7 +129,10 @@ class LocalEncoder(nn.Module):
         return cls(channels, input_shape[names[0]].stride, cfg.MODEL.FX.CLS.LOCAL.DIM)
 
     def forward(
-        self, features: Mapping[str, Tensor], content_sizes: Sequence[tuple[int, int]]
+        self,
+        features: Mapping[str, Tensor],
+        content_sizes: Sequence[tuple[int, int]],
+        _batch: Sequence[Mapping[str, Any]] = (),
     ) -> LocalMap:
         """Fuse the stages.
 
@@ -112,17 +140,9 @@ class LocalEncoder(nn.Module):
             features: {stage: (N, C, h, w)}.
             content_sizes: per image (height, width) in pixels without padding.
         """
-        total: Tensor | None = None
-        for name in reversed(list(self.laterals)):
-            lateral = self.laterals[name](self.norms[name](features[name]))
-            if total is not None:
-                lateral = lateral + F.interpolate(total, size=lateral.shape[-2:], mode="nearest")
-            total = lateral
-        fused = self.smooth(total)
-        inside = torch.zeros(len(fused), 1, *fused.shape[-2:], dtype=torch.bool)
-        for i, (height, width) in enumerate(content_sizes):
-            inside[i, :, : -(-height // self.stride), : -(-width // self.stride)] = True
-        return LocalMap(fused, inside.to(fused.device, non_blocking=True))
+        laterals = [lay(self.norms[name](features[name])) for name, lay in self.laterals.items()]
+        fused = self.smooth(top_down(laterals)[0])
+        return LocalMap(fused, places_inside(fused, content_sizes, self.stride))
 
 
 class SourceClassifier(nn.Module):
@@ -150,6 +170,8 @@ class SourceClassifier(nn.Module):
         sharpness: float = 4.0,
     ) -> None:
         super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"MODEL.FX.CLS.LOCAL.POOL is {pool!r}; allowed: {tuple(POOLS)}")
         self.projector = None
         if projector:
             self.projector = nn.Sequential(nn.Linear(in_dim, projector), nn.GELU())
@@ -162,7 +184,7 @@ class SourceClassifier(nn.Module):
             # The bias of `linear` is enough for both paths.
             self.votes = nn.Conv2d(local_dim, num_classes, 1, bias=False)
             nn.init.trunc_normal_(self.votes.weight, std=0.02)
-        self.pool, self.sharpness = _POOLS[pool], sharpness
+        self.pool, self.sharpness = POOLS[pool], sharpness
 
     def forward(self, pooled: Tensor, local: LocalMap | None) -> Tensor:
         """(N, D) and the local map, if there is one -> float32 logits (N, C)."""
@@ -188,6 +210,8 @@ class MultiSourceClassifier(nn.Module):
         loss: str = "bce",
         multiclass_loss: str = "ce",
         prevalence: Mapping[str, Sequence[float]] | None = None,
+        labelled: Mapping[str, Sequence[float]] | None = None,
+        loss_options: Mapping[str, Mapping[str, Any]] | None = None,
         **layers: Any,
     ) -> None:
         """Build the heads.
@@ -197,7 +221,9 @@ class MultiSourceClassifier(nn.Module):
             in_dim: channels of the trunk's pooled last stage.
             loss: of independent labels, a key of ``LABEL_LOSSES``.
             multiclass_loss: where exactly one class is true, likewise.
-            prevalence: for ``class_weighted``: {source: share of positives, per class}.
+            prevalence: for the losses that need it: {source: share of positives, per class}.
+            labelled: for ``ldam``: {source: how many training images are labelled, per class}.
+            loss_options: {loss: further arguments of it}.
             layers: see :class:`SourceClassifier`.
         """
         super().__init__()
@@ -206,15 +232,19 @@ class MultiSourceClassifier(nn.Module):
                 raise ValueError(
                     f"MODEL.FX.CLS.{key} is {name!r}; allowed: {', '.join(LABEL_LOSSES)}"
                 )
-        if layers.get("pool", "lse") not in _POOLS:
-            raise ValueError(
-                f"MODEL.FX.CLS.LOCAL.POOL is {layers['pool']!r}; allowed: {tuple(_POOLS)}"
-            )
         self.specs = {spec.source: spec for spec in specs}
         self.loss, self.multiclass_loss = loss, multiclass_loss
-        self.prevalence = _checked_shares(prevalence or {}, self.specs)
+        self.prevalence = _per_class("PREVALENCE", prevalence or {}, self.specs)
+        self.labelled = _per_class("LABELLED", labelled or {}, self.specs)
+        self.loss_options = {name: dict(given) for name, given in (loss_options or {}).items()}
+        # Whether ``ldam`` weighs labels by their numbers; a hook turns it on late in training.
+        self.reweighted = False
         for spec in specs:
-            self.add_module(spec.source, SourceClassifier(in_dim, len(spec.classes), **layers))
+            self.add_module(spec.source, self.build_source(in_dim, len(spec.classes), **layers))
+
+    def build_source(self, in_dim: int, num_classes: int, **layers: Any) -> nn.Module:
+        """The layers of one source."""
+        return SourceClassifier(in_dim, num_classes, **layers)
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -227,6 +257,8 @@ class MultiSourceClassifier(nn.Module):
             "loss": node.LOSS,
             "multiclass_loss": node.MULTICLASS_LOSS,
             "prevalence": dict(node.PREVALENCE),
+            "labelled": dict(node.LABELLED),
+            "loss_options": _loss_options(node),
             "projector": node.PROJECTOR,
             "dropout": node.DROPOUT,
             "local_dim": node.LOCAL.DIM if node.LOCAL.IN_FEATURES else 0,
@@ -249,12 +281,17 @@ class MultiSourceClassifier(nn.Module):
         exclusive = self.specs[source].kind == "multiclass"
         name = self.multiclass_loss if exclusive else self.loss
         part = f"loss_cls_{name}"
-        if name != "class_weighted":
-            return {part: LABEL_LOSSES[name](logits, labels)}
-        if source not in self.prevalence:
-            return {part: masked_bce(logits, labels)}
-        shares = logits.new_tensor(self.prevalence[source], dtype=torch.float32)
-        return {part: LABEL_LOSSES[name](logits, labels, prevalence=shares)}
+        options = dict(self.loss_options.get(name, {}))
+        if name in NEED_PREVALENCE:
+            if source not in self.prevalence:
+                return {part: masked_bce(logits, labels)}
+            options["prevalence"] = logits.new_tensor(self.prevalence[source], dtype=torch.float32)
+        if name == "ldam":
+            beta = options.pop("beta", 0.0)
+            if self.reweighted and source in self.labelled:
+                numbers = logits.new_tensor(self.labelled[source], dtype=torch.float32)
+                options["weights"] = effective_weights(options["prevalence"], numbers, beta)
+        return {part: LABEL_LOSSES[name](logits, labels, **options)}
 
     def inference(self, logits: Tensor, source: str) -> list[dict[str, float]]:
         """(N, C) -> {class: probability} per image; they sum to 1 where one class is true."""
@@ -264,13 +301,33 @@ class MultiSourceClassifier(nn.Module):
         return [dict(zip(spec.classes, row, strict=True)) for row in probabilities.tolist()]
 
 
-def _checked_shares(
-    given: Mapping[str, Sequence[float]], specs: Mapping[str, HeadSpec]
+def _per_class(
+    key: str, given: Mapping[str, Sequence[float]], specs: Mapping[str, HeadSpec]
 ) -> dict[str, tuple[float, ...]]:
-    for source, shares in given.items():
-        if source in specs and len(shares) != len(specs[source].classes):
+    for source, values in given.items():
+        if source in specs and len(values) != len(specs[source].classes):
             raise ValueError(
-                f"MODEL.FX.CLS.PREVALENCE.{source} has {len(shares)} values; "
+                f"MODEL.FX.CLS.{key}.{source} has {len(values)} values; "
                 f"its classes are {specs[source].classes}"
             )
-    return {source: tuple(map(float, shares)) for source, shares in given.items()}
+    return {source: tuple(map(float, values)) for source, values in given.items()}
+
+
+def _loss_options(node: Any) -> dict[str, dict[str, Any]]:
+    """{loss: its arguments}, as ``MODEL.FX.CLS`` has them."""
+    asymmetric = {
+        "gamma_negative": node.ASYMMETRIC.GAMMA_NEGATIVE,
+        "gamma_positive": node.ASYMMETRIC.GAMMA_POSITIVE,
+        "clip": node.ASYMMETRIC.CLIP,
+    }
+    return {
+        "asymmetric": asymmetric,
+        "asymmetric_weighted": asymmetric,
+        "focal": {"gamma": node.FOCAL.GAMMA, "alpha": node.FOCAL.ALPHA},
+        "ldam": {
+            "max_margin": node.LDAM.MAX_MARGIN,
+            "scale": node.LDAM.SCALE,
+            "beta": node.LDAM.BETA,
+        },
+        "logit_adjusted": {"tau": node.TAU},
+    }

@@ -1,6 +1,7 @@
 """Whole models; importing this registers them with Detectron2."""
 
 from .foundation_x import FoundationX
+from .fpsm import FPSM
 from .student_teacher import StudentTeacher
 
-__all__ = ["FoundationX", "StudentTeacher"]
+__all__ = ["FPSM", "FoundationX", "StudentTeacher"]

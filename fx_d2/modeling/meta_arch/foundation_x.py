@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..adapters import add_branches
-from ..heads.classifier import LocalEncoder, build_classifier
+from ..heads.classifier import build_classifier, build_classifier_encoder
 from ..heads.roi import LocEncoder
 from ..heads.sampling import SeedPerImage
 from ..heads.spec import HeadSpec, head_specs, select_heads
@@ -62,7 +62,7 @@ class FoundationX(nn.Module):
             specs: of all heads.
             trunk: a Detectron2 backbone that also has ``pooled(features)``.
             heads: {task: the heads of all its sources}.
-            cls_encoder: gives the classifiers a local map, or None.
+            cls_encoder: what all classifiers share beside the trunk, or None.
             loc_encoder: finds regions; None without loc heads.
             loc_decoder: looks at regions where all sources share it (X+), else None.
             seg_decoder: gives the mask predictors their map; None without seg heads.
@@ -101,7 +101,7 @@ class FoundationX(nn.Module):
         parts: dict[str, Any] = {}
         heads: dict[str, nn.Module] = {}
         if "cls" in tasks:
-            parts["cls_encoder"] = LocalEncoder.from_config(cfg, shapes)
+            parts["cls_encoder"] = build_classifier_encoder(cfg, shapes)
             heads["cls"] = build_classifier(cfg, shapes)
         if "loc" in tasks:
             parts["loc_encoder"] = LocEncoder.from_config(cfg, shapes)
@@ -170,7 +170,7 @@ class FoundationX(nn.Module):
         features = self.trunk(images.tensor)
         if spec.task == "cls":
             pooled = self._pooled(images, features)
-            logits = self._label_logits(images, features, pooled, [spec])[spec.source]
+            logits = self._label_logits(batch, images, features, pooled, [spec])[spec.source]
             labels = torch.stack([item["labels"] for item in batch]).to(self.device)
             losses = self.heads["cls"].losses(logits, labels, spec.source)
             return losses, {"pooled": pooled}
@@ -230,13 +230,14 @@ class FoundationX(nn.Module):
 
     def _label_logits(
         self,
+        batch: Batch,
         images: ImageList,
         features: Mapping[str, Tensor],
         pooled: Tensor,
         specs: Sequence[HeadSpec],
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         sizes = images.image_sizes
-        local = None if self.cls_encoder is None else self.cls_encoder(features, sizes)
+        local = None if self.cls_encoder is None else self.cls_encoder(features, sizes, batch)
         return {s.source: self.heads["cls"](pooled, local, s.source) for s in specs}
 
     def _loc_losses(
@@ -302,7 +303,7 @@ class FoundationX(nn.Module):
         ]
         if by_task["cls"]:
             pooled = self._pooled(images, features)
-            found = self._label_logits(images, features, pooled, by_task["cls"])
+            found = self._label_logits(batch, images, features, pooled, by_task["cls"])
             for source, logits in found.items():
                 predicted = self.heads["cls"].inference(logits, source)
                 for result, labels in zip(results, predicted, strict=True):
