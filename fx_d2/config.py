@@ -413,6 +413,12 @@ def _add_evaluation(cfg: CN) -> None:
     # An image is called positive from this probability on (F1, sensitivity, specificity, accuracy,
     # kappa); ranking figures do not depend on it.
     cfg.TEST.FX.THRESHOLD = 0.5
+    # "fixed" is THRESHOLD; "f1" and "youden" (sensitivity + specificity) choose by class what is
+    # best on the dataset that is evaluated. Test data is refused: choose on validation data.
+    cfg.TEST.FX.THRESHOLD_POLICY = "fixed"
+    # results.json of such an evaluation of the validation data: its thresholds are used; "" is
+    # none.
+    cfg.TEST.FX.THRESHOLD_FROM = ""
     # Two shares of training images, such as (0.01, 0.1): figures are also given as means over the
     # classes rarer than the first (tail), from the second on (head) and between (medium). () is
     # none.

@@ -22,13 +22,17 @@ from fx_d2.modeling.losses import NEED_PREVALENCE
 _logger = logging.getLogger(__name__)
 
 
-def with_prevalence(cfg: CfgNode) -> CfgNode:
+def with_prevalence(cfg: CfgNode, *, train: bool = True) -> CfgNode:
     """``cfg`` with ``MODEL.FX.CLS.PREVALENCE`` and ``LABELLED`` of every source that needs them.
 
     What is given stays. The others are counted over the training records, so that the config in a
     checkpoint holds them and neither loss nor evaluation needs the data.
+
+    Args:
+        cfg: of the run.
+        train: whether losses need them; else only the groups of ``TEST.FX.TAIL`` do.
     """
-    lacking = [spec for spec in specs_of(cfg, "cls") if _needs(cfg, spec)]
+    lacking = [spec for spec in specs_of(cfg, "cls") if _needs(cfg, spec, train)]
     if not lacking:
         return cfg
     configure_reading(cfg)
@@ -48,9 +52,10 @@ def with_prevalence(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _needs(cfg: CfgNode, spec: HeadSpec) -> bool:
+def _needs(cfg: CfgNode, spec: HeadSpec, train: bool) -> bool:
     node = cfg.MODEL.FX.CLS
     loss = node.MULTICLASS_LOSS if spec.kind == "multiclass" else node.LOSS
+    loss = loss if train else ""
     if loss == "ldam" and node.LDAM.REWEIGH_FROM < 1 and spec.source not in node.LABELLED:
         return True
     grouped = bool(cfg.TEST.FX.TAIL) and spec.kind == "multilabel"

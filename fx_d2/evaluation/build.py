@@ -12,11 +12,12 @@ from detectron2.utils import comm
 
 from fx_d2.data.build import source_of
 from fx_d2.data.record import Record
-from fx_d2.data.source import TASKS
+from fx_d2.data.source import TASKS, Source
 from fx_d2.data.sources import get_source
 
 from .classification import ClassificationEvaluator
 from .detection import DetectionEvaluator
+from .operating_point import FIXED, POLICIES, tail_groups, thresholds_of_results
 from .results import Results, format_table, write_results
 from .segmentation import SegmentationEvaluator
 from .truth import TaskEvaluator, Truth
@@ -77,7 +78,8 @@ def evaluator_options(cfg: Any, dataset_name: str) -> dict[str, dict[str, Any]]:
         group_by[get_source(name).key] = key
     return {
         "cls": {
-            "threshold": fx.THRESHOLD,
+            **_threshold_options(cfg, dataset_name),
+            **_group_options(cfg, source),
             "n_bootstrap": fx.BOOTSTRAP,
             "group_by": group_by.get(source.key),
             "seed": max(int(cfg.SEED), 0),
@@ -89,6 +91,43 @@ def evaluator_options(cfg: Any, dataset_name: str) -> dict[str, dict[str, Any]]:
             "backend": fx.COCO_BACKEND,
         },
         "seg": {"hd95": fx.HD95},
+    }
+
+
+def _threshold_options(cfg: Any, dataset_name: str) -> dict[str, Any]:
+    """From which probability a class is called positive."""
+    fx, source = cfg.TEST.FX, source_of(dataset_name)
+    policy = fx.THRESHOLD_POLICY
+    if policy not in POLICIES:
+        raise ValueError(f"TEST.FX.THRESHOLD_POLICY is {policy!r}; allowed: {', '.join(POLICIES)}")
+    if not source.cls_classes or source.cls_kind == "multiclass":
+        return {}
+    if fx.THRESHOLD_FROM:
+        values, note = thresholds_of_results(fx.THRESHOLD_FROM, source.key, source.cls_classes)
+        return {"threshold": values, "threshold_note": note}
+    if policy != FIXED and dataset_name.endswith("_test"):
+        raise ValueError(
+            f"TEST.FX.THRESHOLD_POLICY {policy!r} would choose on {dataset_name}; choose on "
+            "validation data, then name its results.json in TEST.FX.THRESHOLD_FROM"
+        )
+    return {"threshold": fx.THRESHOLD, "policy": policy}
+
+
+def _group_options(cfg: Any, source: Source) -> dict[str, Any]:
+    """Classes by how rare they are in training, where ``TEST.FX.TAIL`` asks for that."""
+    bounds, shares = tuple(cfg.TEST.FX.TAIL), cfg.MODEL.FX.CLS.PREVALENCE.get(source.key)
+    if not bounds:
+        return {}
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < 1:
+        raise ValueError(
+            f"TEST.FX.TAIL is {bounds}; expected two shares of images, such as (0.01, 0.1), or ()"
+        )
+    if shares is None:  # not counted: another kind of label, or no training data is named
+        return {}
+    return {
+        "groups": tail_groups(source.cls_classes, shares, bounds),
+        "groups_note": f"share of positives in training: tail below {bounds[0]:g}, head from "
+        f"{bounds[1]:g} on",
     }
 
 

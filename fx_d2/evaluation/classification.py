@@ -11,6 +11,7 @@ from fx_d2.data.label_policy import for_evaluation
 from fx_d2.data.record import Record
 
 from .curves import areas, interval, replicates
+from .operating_point import FIXED, POLICIES, best_threshold, said
 from .truth import TaskEvaluator, Truth
 
 _ONE_VALUE = "one label value only"
@@ -21,10 +22,11 @@ class ClassificationEvaluator(TaskEvaluator):
     """Figures of the image labels of one source.
 
     Per class (``AUC-Edema``) and as the mean over classes (``AUC``): ``AUC``, ``AP`` (average
-    precision), ``F1``, ``sensitivity``, ``specificity``, ``accuracy``, ``kappa`` (Cohen's) and
-    ``ECE`` (expected calibration error, equal bins of the probability). ``AUC_<subset>`` and
-    ``AP_<subset>`` are means over the row's named subsets. ``AUC_low`` and ``AUC_high``, ``AP_low``
-    and ``AP_high`` bound the 95 % bootstrap interval by patient.
+    precision), ``F1``, ``sensitivity``, ``specificity``, ``precision``, ``accuracy``, ``kappa``
+    (Cohen's) and ``ECE`` (expected calibration error, equal bins of the probability).
+    ``AUC_<subset>``, ``AP_<subset>`` and ``F1_<subset>`` are means over the row's named subsets and
+    over ``groups``. ``AUC_low`` and ``AUC_high``, ``AP_low`` and ``AP_high`` bound the 95 %
+    bootstrap interval by patient, ``AUC_tail_low`` and so on those of subsets and groups.
 
     Uncertain and not annotated labels enter nothing. A class whose known labels all have one value
     enters no mean and has no figure; the notes name it with its counts. ``multilabel`` and
@@ -35,6 +37,11 @@ class ClassificationEvaluator(TaskEvaluator):
     Args:
         truth: the records.
         threshold: positive from here on; one for all classes, or by class (others have 0.5).
+        policy: ``fixed``; or ``f1`` or ``youden``: chosen by class on this very data, where that
+            can be done, which makes the figures that depend on it too good: for validation data.
+        threshold_note: what the notes say about a fixed threshold.
+        groups: further subsets of the classes by name, such as head, medium and tail.
+        groups_note: what the notes say about them.
         group_by: key of the records whose images are one case (MURA's ``study_id``): the mean
             probability is compared with the case's label.
         n_bootstrap: replicates; 0 for no intervals.
@@ -50,6 +57,10 @@ class ClassificationEvaluator(TaskEvaluator):
         truth: Truth,
         *,
         threshold: float | Mapping[str, float] = 0.5,
+        policy: str = FIXED,
+        threshold_note: str = FIXED,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        groups_note: str = "",
         group_by: str | None = None,
         n_bootstrap: int = 1000,
         seed: int = 0,
@@ -62,6 +73,11 @@ class ClassificationEvaluator(TaskEvaluator):
             raise ValueError(f"threshold for {sorted(unknown)}; {self.key} has {self.classes}")
         default = 0.5 if isinstance(threshold, Mapping) else threshold
         self.thresholds = np.array([by_class.get(c, default) for c in self.classes], dtype=float)
+        if policy not in POLICIES:
+            raise ValueError(f"policy is {policy!r}; allowed: {', '.join(POLICIES)}")
+        self.policy, self.threshold_note = policy, threshold_note
+        self.groups, self.groups_note = dict(groups or {}), groups_note
+        self.subsets = {**self.source.cls_subsets, **self.groups}
         if n_bootstrap < 0 or n_bins < 1:
             raise ValueError(f"n_bootstrap {n_bootstrap} and n_bins {n_bins} count things")
         self.group_by, self.n_bootstrap = group_by, n_bootstrap
@@ -106,7 +122,8 @@ class ClassificationEvaluator(TaskEvaluator):
         usable, left_out, counts = self._usable(labels)
         multiclass = self.source.cls_kind == "multiclass"
         per_class: dict[str, np.ndarray] = _areas_per_class(scores, labels, usable)
-        predicted = _most_probable(scores) if multiclass else scores >= self.thresholds
+        thresholds, how = self._thresholds(scores, labels, usable)
+        predicted = _most_probable(scores) if multiclass else scores >= thresholds
         per_class |= _operating_point(predicted, labels, usable)
         if not multiclass:
             per_class["ECE"] = np.array(
@@ -119,9 +136,9 @@ class ClassificationEvaluator(TaskEvaluator):
         metrics = {name: float(v.mean()) for name, v in per_class.items() if len(v)}
         if multiclass:
             metrics |= _multiclass_figures(scores, labels, self.n_bins)
-        for subset, names in self.source.cls_subsets.items():
+        for subset, names in self.subsets.items():
             chosen = [i for i, c in enumerate(usable) if self.classes[c] in names]
-            for name in ("AUC", "AP"):
+            for name in ("AUC", "AP", "F1"):
                 if chosen:
                     metrics[f"{name}_{subset}"] = float(per_class[name][chosen].mean())
         bounds = self._intervals(scores, labels, patients, usable)
@@ -138,12 +155,28 @@ class ClassificationEvaluator(TaskEvaluator):
             "group_by": self.group_by,
             "positive": "the most probable class"
             if multiclass
-            else {c: float(t) for c, t in zip(self.classes, self.thresholds, strict=True)},
+            else {c: float(t) for c, t in zip(self.classes, thresholds, strict=True)},
+            "threshold": "none" if multiclass else how,
             "interval": f"95 %, percentiles of {self.n_bootstrap} bootstrap replicates by patient, "
             f"seed {self.seed}; an image without a patient is one of its own",
             "ECE": f"{self.n_bins} equal bins",
         }
+        if self.groups:
+            notes["groups"] = {name: list(members) for name, members in self.groups.items()}
+            notes["groups_by"] = self.groups_note
         return metrics, notes
+
+    def _thresholds(
+        self, scores: np.ndarray, labels: np.ndarray, usable: Sequence[int]
+    ) -> tuple[np.ndarray, str]:
+        """Of all classes, and how they came about."""
+        if self.policy == FIXED:
+            return self.thresholds, self.threshold_note
+        chosen = self.thresholds.copy()
+        for c in usable:
+            known = ~np.isnan(labels[:, c])
+            chosen[c] = best_threshold(scores[known, c], labels[known, c] == 1, self.policy)
+        return chosen, said(self.policy, self.truth.dataset_name)
 
     def _usable(
         self, labels: np.ndarray
@@ -177,7 +210,7 @@ class ClassificationEvaluator(TaskEvaluator):
         )
         bounds: dict[str, float] = {}
         groups = {"": list(range(len(usable)))}
-        for subset, names in self.source.cls_subsets.items():
+        for subset, names in self.subsets.items():
             groups[f"_{subset}"] = [i for i, c in enumerate(usable) if self.classes[c] in names]
         for name, values in zip(("AUC", "AP"), drawn, strict=True):
             for suffix, members in groups.items():
@@ -263,6 +296,7 @@ def _operating_point(
         "F1": 2 * tp / (2 * tp + fp + fn),
         "sensitivity": tp / (tp + fn),
         "specificity": tn / (tn + fp),
+        "precision": tp / np.maximum(tp + fp, 1),  # 0 where nothing was called positive
         "accuracy": accuracy,
         "kappa": (accuracy - chance) / (1 - chance),
     }
