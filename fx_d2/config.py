@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
+from fx_d2.data.lesion_mix.keys import add_lesion_mix_keys
 from fx_d2.data.sources import SOURCES
 
 
@@ -16,6 +17,7 @@ def add_fx_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_augmentations(cfg)
     _add_datasets(cfg)
+    add_lesion_mix_keys(cfg)
     _add_loader(cfg)
     _add_solver(cfg)
     cfg.MODEL.FX = CN()
@@ -259,6 +261,9 @@ def _add_heads(cfg: CN) -> None:
     # Sources that have heads; () is those of DATASETS.TRAIN. Names make a model for prediction
     # independent of what is on disk.
     cfg.MODEL.FX.SOURCES = ()
+    # Weights of several runs (files or their folders), evaluated as one by their mean label
+    # probabilities in place of MODEL.WEIGHTS. Each is built from its own config.
+    cfg.MODEL.FX.ENSEMBLE = ()
     # torch.compile of the trunk: the heads see boxes whose number differs from image to image.
     cfg.MODEL.FX.COMPILE = False
     # Channels-last memory: faster convolutions in low precision on a GPU.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fx_d2.config import add_fx_config
 from fx_d2.data.masks import encode_mask
 from fx_d2.data.source import Source, carved
 from fx_d2.data.sources import SOURCES
+from fx_d2.phantom.world import make_world
 
 TOY = Source(
     key="toy_chest",
@@ -134,3 +136,20 @@ def augmented_cfg(fx_cfg: CfgNode) -> CfgNode:
     """As ``fx_cfg``, with every augmentation on."""
     strong_augmentations(fx_cfg)
     return fx_cfg
+
+
+@pytest.fixture(scope="session")
+def lesion_files(tmp_path_factory) -> Path:
+    """A small synthetic world with long-tailed labels and two sources with boxes."""
+    root = tmp_path_factory.mktemp("lesions")
+    sources = ["cxr_lt", "chestx_det", "vindr_local", "nih14"]
+    make_world(root / "world", patients=16, seed=3, sources=sources, size_px=128)
+    return root
+
+
+@pytest.fixture(scope="module")
+def lesion_world(lesion_files: Path) -> Iterator[Path]:
+    """Where sources are looked for is that world, for one module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(lesion_files / "world"))
+        yield lesion_files
