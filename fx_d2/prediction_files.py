@@ -30,7 +30,7 @@ def as_json(
     *,
     file: str,
     score_threshold: float = 0.0,
-    weights_sha256: str | None = None,
+    weights_sha256: str | list[str] | None = None,
 ) -> dict[str, Any]:
     """A prediction in values that JSON knows; boxes and masks as in COCO's result files.
 
@@ -39,7 +39,7 @@ def as_json(
         heads: {"source/task": classes} of the model.
         file: the image.
         score_threshold: boxes below are left out.
-        weights_sha256: of the weights it was made with.
+        weights_sha256: of the weights it was made with, a list of those of an ensemble.
     """
     return {
         "format": FORMAT,

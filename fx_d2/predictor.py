@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from .data.errors import DataError
@@ -20,10 +19,8 @@ from .data.formats.contract import ImageFacts, LoadedImage
 from .data.images import read_image
 from .data.mapper import FxMapper
 from .data.record import Record
-from .data.sources import get_source
 from .data.task_loader import WorkerConfig
-from .engine.checkpoint import CheckpointError, config_of, load_weights, read_description
-from .engine.setup import config_errors
+from .engine.ensemble import load_ensemble, load_trained
 from .engine.step import precision_of
 from .modeling.heads.spec import select_heads
 
@@ -67,20 +64,23 @@ class Predictor:
     in the checkpoint. Nothing is downloaded and no random state is changed.
 
     Args:
-        weights: a ``.safetensors`` file with its ``.json``, or the output folder of a run.
+        weights: a ``.safetensors`` file with its ``.json``, or the output folder of a run; or
+            several, whose mean label probabilities are predicted.
         heads: which to run: each ``"source/task"``, a source or a task; None is all.
         device: such as ``"cpu"`` or ``"cuda:1"``; None is a GPU where there is one.
         batch_size: images in a forward pass, at most.
 
     Raises:
-        CheckpointError: the weights cannot be read or belong to another model.
+        CheckpointError: the weights cannot be read or belong to another model, or several expect
+            different images.
         KeyError: there is no such head; the message has near names and the list.
-        ValueError: there is no such device, or the batch size is not positive.
+        ValueError: there is no such device, the batch size is not positive, or several models have
+            no label head in common.
     """
 
     def __init__(
         self,
-        weights: PathLike,
+        weights: PathLike | Sequence[PathLike],
         *,
         heads: Heads | None = None,
         device: str | torch.device | None = None,
@@ -90,18 +90,18 @@ class Predictor:
             raise ValueError(f"batch_size is {batch_size}; it is at least 1")
         self.batch_size = batch_size
         self.device = _device(device)
-        self.description = read_description(weights)
-        self.cfg = _prediction_config(self.description, weights, self.device)
-        with config_errors(), torch.random.fork_rng(devices=[]):
-            self.model = _built(self.cfg)
-        report = load_weights(self.model, weights)
-        if not report.complete:
-            raise CheckpointError(
-                "weights and description are of different models: "
-                + report.summary().splitlines()[1].strip(),
-                file=report.path,
-                fix=f"predict with fx_d2 {self.description.get('fx_d2', 'of that time')}",
-            )
+        files = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
+        if not files:
+            raise ValueError("no weights are named; give a file, a run's folder or several")
+        if len(files) == 1:
+            trained = load_trained(files[0], self.device)
+            self.model, self.description = trained.model, trained.description
+        else:
+            self.model, members = load_ensemble(files, self.device)
+            trained = members[0]
+            hashes = [member.description.get("weights_sha256") for member in members]
+            self.description = trained.description | {"weights_sha256": hashes}
+        self.cfg = trained.cfg
         specs: Sequence[Any] = cast(Any, self.model).specs
         self.heads: dict[str, tuple[str, ...]] = {spec.name: spec.classes for spec in specs}
         chosen = select_heads(specs, None if heads is None else _listed(heads))
@@ -244,44 +244,6 @@ def _from_array(array: npt.NDArray[Any], mode: str) -> LoadedImage:
         mode=array.dtype.name,
     )
     return LoadedImage(pixels, facts)
-
-
-def _prediction_config(
-    description: dict[str, Any], weights: PathLike, device: torch.device
-) -> CfgNode:
-    """The config of the run, without what belongs to its machine."""
-    if not isinstance(description.get("sources"), dict) or not description["sources"]:
-        raise CheckpointError("the description names no heads of sources", file=weights)
-    if not isinstance(description.get("config"), str):
-        raise CheckpointError(
-            "the description holds no config", file=weights, fix="save with FxCheckpointer(cfg=...)"
-        )
-    cfg = config_of(description)
-    for source in description["sources"]:
-        try:
-            get_source(source)
-        except KeyError as exc:
-            raise CheckpointError(
-                f"has heads for source {source!r}, which is not in the table here",
-                file=weights,
-                fix="import the module that registers it first (docs/add_a_source.md)",
-            ) from exc
-    cfg.MODEL.FX.SOURCES = tuple(description["sources"])  # whatever datasets it was trained on
-    cfg.MODEL.FX.TRUNK.PRETRAINED = ""  # all weights are in the checkpoint
-    cfg.MODEL.FX.COMPILE = False  # takes longer than a folder of images
-    cfg.MODEL.FX.SEG.SOFT_MASKS = False
-    cfg.MODEL.DEVICE = str(device)
-    cfg.freeze()
-    return cfg
-
-
-def _built(cfg: CfgNode) -> nn.Module:
-    model = build_model(cfg).eval()
-    if not hasattr(model, "asking"):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has no heads to ask for"
-        )
-    return model
 
 
 def _listed(heads: Heads) -> list[str | tuple[str, str]]:

@@ -54,7 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("input", nargs="+", type=Path, metavar="INPUT", help="image files or folders of them")
-    add("--weights", required=True, metavar="W", help="a .safetensors file, or a run's folder")
+    add(
+        "--weights",
+        required=True,
+        action="append",
+        metavar="W",
+        help="a .safetensors file, or a run's folder; repeated: their mean label probabilities",
+    )
     add(
         "--heads",
         action="append",

@@ -6,6 +6,7 @@
     torchrun --nproc-per-node 2 tools/train_net.py --config-file FILE --resume
     python tools/train_net.py --config-file FILE --dry-run CYCLE.NAME paper CYCLE.CYCLES 100
     python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS W.safetensors
+    python tools/train_net.py --config-file FILE --eval-only MODEL.FX.ENSEMBLE "['A', 'B']"
 
 The datasets lie below $DETECTRON2_DATASETS. Without a GPU it runs on the CPU. Exit code: 0 done,
 1 results not as TEST.EXPECTED_RESULTS says, 2 an error of one line, 3 a rank is stuck, 130 stopped.
@@ -28,10 +29,13 @@ from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import FxCheckpointer
 from fx_d2.engine.checks import check_heads, check_loaded, checked_config
 from fx_d2.engine.dry_run import dry_run
+from fx_d2.engine.ensemble import evaluated_ensemble
 from fx_d2.engine.launch import is_main, joined, launch
+from fx_d2.engine.prevalence import with_prevalence
 from fx_d2.engine.setup import ConfigError, config_errors, config_of_the_run_kept
 from fx_d2.engine.step import NonFiniteLoss
 from fx_d2.engine.trainer import FxTrainer
+from fx_d2.modeling.meta_arch import Ensemble
 
 _FOR_USERS = (ConfigError, DataError, NonFiniteLoss, OSError, WrongUse)
 
@@ -54,12 +58,14 @@ def _set_up(cfg, args: argparse.Namespace) -> None:
 
 def _evaluate(cfg, args: argparse.Namespace) -> None:
     _set_up(cfg, args)
+    cfg = with_prevalence(cfg, train=False)
     with config_errors():
-        model = FxTrainer.build_model(cfg)
+        model = evaluated_ensemble(cfg) or FxTrainer.build_model(cfg)
         check_heads(cfg, model, train=False)
-    checkpointer = FxCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    check_loaded(cfg, model, checkpointer.report)
+    if not isinstance(model, Ensemble):
+        checkpointer = FxCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        check_loaded(cfg, model, checkpointer.report)
     results = FxTrainer.test(cfg, model)
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)

@@ -112,7 +112,12 @@ def checked_config(args: argparse.Namespace) -> CfgNode:
     """The config of the command line of ``tools/train_net.py``, if what it asks for can be done."""
     cfg = load_config(args.config_file, args.opts)
     check_config(cfg, train=not args.eval_only)
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.FX.ENSEMBLE and not args.eval_only:
+        raise ConfigError(
+            "MODEL.FX.ENSEMBLE is evaluated, not trained: add --eval-only, or leave it empty and "
+            "train its members one by one"
+        )
+    if args.eval_only and not (args.resume or cfg.MODEL.WEIGHTS or cfg.MODEL.FX.ENSEMBLE):
         raise ConfigError(
             "--eval-only needs weights: name MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR"
         )

@@ -14,6 +14,7 @@ from torch import nn
 from fx_d2.data.build import build_eval_loader, source_of
 from fx_d2.data.errors import DataError
 from fx_d2.evaluation import Results, build_evaluator, evaluator_options, merge_results, prefixed
+from fx_d2.modeling.meta_arch.ensemble import Ensemble
 from fx_d2.modeling.meta_arch.student_teacher import StudentTeacher, evaluated_models
 
 from .checks import evaluated_tasks
@@ -40,6 +41,9 @@ def score(cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Results:
         with plain.answering(who) if isinstance(plain, StudentTeacher) else nullcontext():
             found = _scores_of_one(cfg, model, evaluators)
         results.add(prefixed(found, f"{who}/") if who == "teacher" else found)
+    if isinstance(plain, Ensemble):
+        for notes in results.notes.values():
+            notes["ensemble"] = {"of": "mean probability", "members": plain.origin}
     return results
 
 
