@@ -116,13 +116,13 @@ def _threshold_options(cfg: Any, dataset_name: str) -> dict[str, Any]:
 def _group_options(cfg: Any, source: Source) -> dict[str, Any]:
     """Classes by how rare they are in training, where ``TEST.FX.TAIL`` asks for that."""
     bounds, shares = tuple(cfg.TEST.FX.TAIL), cfg.MODEL.FX.CLS.PREVALENCE.get(source.key)
-    if not bounds:
+    if not bounds or source.cls_kind != "multilabel":
         return {}
     if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] < 1:
         raise ValueError(
             f"TEST.FX.TAIL is {bounds}; expected two shares of images, such as (0.01, 0.1), or ()"
         )
-    if shares is None:  # not counted: another kind of label, or no training data is named
+    if shares is None:  # not counted: no training data is named
         return {}
     return {
         "groups": tail_groups(source.cls_classes, shares, bounds),
