@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from . import builtin
 from .errors import DataError
+from .lesion_mix.written import register_written
 from .mapper import FxMapper, seed_of
 from .record import PackedRecords
 from .samplers import JointSchedule, class_aware_weights, presence, repeat_factors
@@ -42,6 +43,7 @@ def configure_reading(cfg: Any) -> None:
         split_files={key: path for key, path in cfg.DATASETS.SPLIT_FILES.items() if path},
         options=options,
     )
+    register_written(cfg.DATASETS.LESION_MIX)
 
 
 def source_of(dataset_name: str) -> Source:

@@ -348,6 +348,8 @@ class CachedReader:
     def read(self, record: Mapping[str, Any]) -> LoadedImage:
         """The image of ``record``, smaller if it comes from a cache."""
         key = record["source"]
+        if record.get("synthetic"):  # written by us, small, and in no cache of its source
+            return read_image(record["file_name"], voi=self.voi)
         if key not in self._caches:
             self._caches[key] = self._open(key)
         cache = self._caches[key]

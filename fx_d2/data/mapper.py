@@ -24,6 +24,7 @@ from .images import LoadedImage, read_image
 from .intensity import IntensityConfig, normalise
 from .kept_masks import KeptMasks
 from .label_policy import UNCERTAIN_POLICIES, UNKNOWN_POLICIES, LabelPolicy, Rule, for_evaluation
+from .lesion_mix.online import OnlineMix
 from .masks import MaskRef, instance_reference, load_mask
 from .record import Record, box_xyxy
 from .second_view import SecondView
@@ -82,6 +83,7 @@ class FxMapper:
     * ``image``: float32 (channels, H, W) in [0, 1];
     * ``second_view``: likewise, the same place with other grey levels; absent unless asked for;
     * ``image_id``, ``file_name``, ``source``, and ``height``, ``width``: original pixels;
+    * ``synthetic``: whether lesions were pasted onto it;
     * ``content_size``: (h, w) of the image within H x W; the rest is padding at the right and
       bottom;
     * ``synthetic``, ``view``, ``body_part``: of the record, absent where it does not state them;
@@ -110,6 +112,7 @@ class FxMapper:
         min_box_px: float = 1.0,
         targets: bool = True,
         second_view: SecondView | None = None,
+        lesion_mix: OnlineMix | None = None,
     ) -> None:
         """Keep the settings; ``FxMapper(cfg, is_train)`` takes them from a config.
 
@@ -125,6 +128,7 @@ class FxMapper:
             min_box_px: boxes with a shorter side after the augmentations are dropped.
             targets: whether boxes and masks are made; labels always are, they cost nothing.
             second_view: makes ``second_view``, or None.
+            lesion_mix: pastes lesions onto training images, or None.
         """
         if channels not in (1, 3):
             raise ValueError(f"INPUT.FX.CHANNELS is {channels}; allowed: 1, 3")
@@ -134,7 +138,7 @@ class FxMapper:
         self.reader, self.seed = reader, seed
         self.channels, self.min_box_px = channels, min_box_px
         self._kept = KeptMasks()
-        self.second_view = second_view
+        self.second_view, self.lesion_mix = second_view, lesion_mix
 
     @classmethod
     def from_config(
@@ -164,6 +168,7 @@ class FxMapper:
             "min_box_px": fx.MIN_BOX_PX,
             "targets": targets,
             "second_view": SecondView.from_config(cfg) if is_train else None,
+            "lesion_mix": OnlineMix.from_config(cfg) if is_train else None,
         }
 
     def check(self, source: Source, task: str) -> None:
@@ -188,6 +193,9 @@ class FxMapper:
         tasks = (task,) if isinstance(task, str) else tuple(task)
         source = get_source(record["source"])
         loaded = self.reader.read(record)
+        if self.lesion_mix is not None:
+            masks = "seg" in tasks or ("loc" in tasks and source.instance_masks)
+            record, loaded = self.lesion_mix(record, loaded, self.seed, position, masks=masks)
         height, width = self._original_size(record, loaded)
         grey = normalise(loaded, self.intensity)
         with seeded_globals(self.seed, "augment", *position):
@@ -205,6 +213,7 @@ class FxMapper:
             "image_id": record["image_id"],
             "file_name": record["file_name"],
             "source": source.key,
+            "synthetic": bool(record.get("synthetic")),
             "task": tasks[0] if len(tasks) == 1 else tasks,
             "height": height,
             "width": width,

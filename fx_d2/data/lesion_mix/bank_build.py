@@ -44,12 +44,15 @@ class Harvest:
         records: those with boxes to cut.
         labels: source -> {box class: label or None}.
         skipped: what is left out, by reason.
+        needs_masks: a lesion without its pixels is of no use, the base source having masks of
+            every box.
     """
 
     datasets: tuple[str, ...]
     records: Sequence[Record]
     labels: dict[str, dict[str, str | None]]
     skipped: Counter[str] = field(default_factory=Counter)
+    needs_masks: bool = False
 
 
 def harvest(
@@ -88,7 +91,7 @@ def harvest(
                 useful += 1
         if not useful:
             skipped[f"{name}: source without a usable box"] += 1
-    return Harvest(tuple(records_by_name), chosen, labels, skipped)
+    return Harvest(tuple(records_by_name), chosen, labels, skipped, base.instance_masks)
 
 
 def build_bank(
@@ -102,7 +105,7 @@ def build_bank(
     """Write the bank into ``folder``; parts that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = cut(found.records, _PART_IMAGES)
-    work = partial(_write_part, folder, settings, found.labels)
+    work = partial(_write_part, folder, settings, found.labels, found.needs_masks)
     done = partial(_part_is_there, folder)
     run_parts(parts, work, done, workers=workers, what="cutting patches", progress=progress)
     skipped = Counter(found.skipped)
@@ -129,6 +132,7 @@ def _write_part(
     folder: Path,
     settings: MixSettings,
     labels: dict[str, dict[str, str | None]],
+    needs_masks: bool,
     number: int,
     records: Sequence[Record],
 ) -> None:
@@ -143,6 +147,9 @@ def _write_part(
         with pixels.open("wb") as stream:
             for record in records:
                 for patch, data in _patches_of(record, settings, labels, skipped, number):
+                    if needs_masks and not patch.has_mask:
+                        skipped[f"{patch.source}: {patch.name}: box without a mask"] += 1
+                        continue
                     patch = Patch(**{**vars(patch), "offset": offset})
                     stream.write(data)
                     offset += len(data)

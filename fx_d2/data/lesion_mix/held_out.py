@@ -45,9 +45,15 @@ class HeldOut:
             return
         self.patients.setdefault(folder, set()).update(patient_of(r) for r in records)
 
-    def check(self, name: str, records: Iterable[Record]) -> None:
-        """Raise if a record of dataset ``name`` is of a patient held out."""
-        held = self.patients.get(get_source(MetadataCatalog.get(name).source).folder, set())
+    def check(self, name: str, folder: str, records: Iterable[Record]) -> None:
+        """Raise if one of the records is of a patient held out.
+
+        Args:
+            name: of their dataset.
+            folder: of its source, which patient ids are unique in.
+            records: of the dataset.
+        """
+        held = self.patients.get(folder, set())
         shared = sorted({patient_of(r) for r in records} & held)
         if shared:
             raise DataError(

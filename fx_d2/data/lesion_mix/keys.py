@@ -27,9 +27,9 @@ def add_lesion_mix_keys(cfg: CN) -> None:
     node.HELD_OUT = ()
     for name, value in MixSettings().to_dict().items():
         node[name.upper()] = tuple(value) if isinstance(value, list) else value
-    # Written mixes to register, "name=folder": they become datasets "<base source>_<name>" for the
-    # heads of the base source, and "<base source>_<name>_all" with heads of its own for boxes and
-    # masks too.
+    # Written mixes to register, "name=folder": each becomes the dataset "<base source>_<name>", for
+    # the heads of the base source, and the source of that name with a split "train" and heads of
+    # its own, for boxes and masks too.
     cfg.DATASETS.LESION_MIX = ()
 
 

@@ -55,7 +55,7 @@ def run_parts(
         disable=not progress or not todo,
     )  # fmt: skip
     with bar:
-        if workers <= 1:
+        if workers <= 1 or len(todo) <= 1:  # a process takes longer to start than a part
             for number, part in todo:
                 work(number, part)
                 bar.update(len(part))

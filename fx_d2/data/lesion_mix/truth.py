@@ -66,18 +66,23 @@ class Truth:
     boxes: list[tuple[str, tuple[float, float, float, float], MaskRef | None]] | None = None
     masks: dict[str, MaskRef] = field(default_factory=dict)
 
-    def to_row(self) -> dict[str, Any]:
-        """As JSON: labels, boxes and masks by name."""
+    def to_row(self, *, masks: bool = True) -> dict[str, Any]:
+        """As JSON: labels, boxes and masks by name; encoding masks can be left out."""
         boxes = None
         if self.boxes is not None:
             boxes = [_box_row(*entry) for entry in self.boxes]
-            boxes += [_box_row(x.label, x.box, x.reference(self.size)) for x in self.lesions]
+            boxes += [
+                _box_row(x.label, x.box, x.reference(self.size) if masks else None)
+                for x in self.lesions
+            ]
+        found = self.all_masks() if masks else {}
         return {
             "height": self.size[0],
             "width": self.size[1],
             "labels": [None if np.isnan(v) else round(float(v), 6) for v in self.labels],
             "boxes": boxes,
-            "masks": {name: _plain(ref) for name, ref in self.all_masks().items()},
+            "masks": {n: _plain(ref) for n, ref in found.items() if ref != empty_mask()},
+            "absent": [n for n, ref in found.items() if ref == empty_mask()],
         }
 
     def all_masks(self) -> dict[str, MaskRef]:
@@ -138,7 +143,8 @@ def record_of(row: dict[str, Any], source: Source, *, masks: bool = True) -> Rec
         if source.instance_masks and any("segmentation" not in a for a in record["annotations"]):
             del record["annotations"]  # a target without its mask would teach an empty one
     if masks and source.seg_classes:
-        known = {name: row["masks"][name] for name in source.seg_classes if name in row["masks"]}
+        found = {**row["masks"], **{name: empty_mask() for name in row["absent"]}}
+        known = {name: found[name] for name in source.seg_classes if name in found}
         if known:
             record["masks"] = known
     return record
