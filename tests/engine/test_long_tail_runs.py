@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
+from fx_d2.data.build import build_eval_loader
 from fx_d2.engine.checkpoint import config_of, read_description
 from fx_d2.engine.checks import check_config
 from fx_d2.engine.prevalence import with_prevalence
@@ -79,6 +80,23 @@ def test_an_average_of_the_weights_has_the_same_heads(world: Path, tmp_path: Pat
     assert "teacher/cxr_lt/cls" in results
     moved = [n for n, p in trainer.model.teacher.named_parameters() if not torch.equal(p, start[n])]
     assert any(n.startswith("cls_encoder.") for n in moved)
+
+
+def test_a_batch_says_what_an_image_is_known_by(world: Path, tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    limb = next(iter(build_eval_loader(cfg, "mura_test", ("cls",))))[0]
+    assert limb["body_part"] in (
+        "ELBOW",
+        "FINGER",
+        "FOREARM",
+        "HAND",
+        "HUMERUS",
+        "SHOULDER",
+        "WRIST",
+    )
+    assert "view" not in limb and not limb["synthetic"]  # the first is not stated there
+    chest = next(iter(build_eval_loader(cfg, "cxr_lt_test", ("cls",))))[0]
+    assert chest["view"] in ("AP", "PA", "LATERAL") and "body_part" not in chest
 
 
 def test_only_what_is_needed_is_counted(world: Path, tmp_path: Path) -> None:

@@ -208,6 +208,10 @@ def test_losses_are_that_of_the_sum_and_half_of_each_level():
 
     torch.testing.assert_close(found["loss_cls_bce"], bce(logits.fused))
     torch.testing.assert_close(found["loss_cls_levels"], 0.5 * sum(bce(z) for z in logits.levels))
+    for row, (mine,) in zip(
+        logits.fused.sigmoid().tolist(), _one_by_one(built, logits), strict=True
+    ):
+        assert mine == pytest.approx(dict(zip("ab", row, strict=True)))  # all levels together
     alone = PyramidClassifier(dims={4: 3}, strides={4: 32}, specs=[spec], aux=0.5)
     assert list(alone.losses(alone(None, levels_of({4: 3}, n=2), "one"), labels, "one")) == [
         "loss_cls_bce"
@@ -217,6 +221,13 @@ def test_losses_are_that_of_the_sum_and_half_of_each_level():
     )
     sum(nothing.values()).backward()
     assert all((p.grad == 0).all() for p in built.parameters())
+
+
+def _one_by_one(built, logits):
+    return [
+        built.inference(type(logits)(f[None], tuple(z[None] for z in levels)), "one")
+        for f, *levels in zip(logits.fused, *logits.levels, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("neck", ["fpn", "none"])
