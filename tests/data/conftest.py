@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from fx_d2.config import add_fx_config
 from fx_d2.data.masks import encode_mask
 from fx_d2.data.source import Source, carved
 from fx_d2.data.sources import SOURCES
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside that are no tests
 
 TOY = Source(
     key="toy_chest",
