@@ -64,7 +64,8 @@ class Row:
     """A figure of an arm over its seeds (few-shot: over seeds and draws).
 
     Args:
-        kind: ``head``, ``task`` (mean over heads that have a figure everywhere), ``forgetting``, ``cost`` or ``few-shot``.
+        kind: ``head``, ``task`` (mean over heads that have a figure everywhere), ``forgetting``,
+            ``cost`` or ``few-shot``.
         arm: name.
         model: student or teacher.
         figure: such as ``rsna/loc/AP40``.
