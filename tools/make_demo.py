@@ -82,14 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     trainer = Path(__file__).with_name("train_net.py")
     try:
         demo = Demo(choices, trainer, Bar, lambda line: print(line, flush=True))
-        report = demo.go()
+        report = demo.go(args.pictures)
     except ConfigError as exc:
         raise WrongUse(str(exc)) from exc
     for line in verdict(report):
         print(line)
-    if args.pictures:
-        for path in demo.pictures(args.pictures):
-            print(path)
     print(f"look at {args.out / PAGE}")
     return 0
 

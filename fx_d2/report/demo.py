@@ -32,13 +32,13 @@ from fx_d2.phantom.world import WorldError, make_world, read_mark
 from .of_run import report_of, write_page, write_pictures
 from .page import Report
 from .run_files import RESULTS
-from .stages import Stage, duration, run_stages
+from .stages import Stage, duration, run_stages, seconds_of
 from .training import Progress, train
 
 # What the teacher has to reach on unseen patients.
 FLOORS = {"cls": 0.75, "loc": 0.20, "seg": 0.55}
 STANDARD_MINUTES = 12  # what the config is made for, on two idle cores
-PAGE = "index.html"
+PAGE, STATE = "index.html", "stages.json"
 _DOCTOR_IMAGES = 8  # decoded per source
 # Seconds on two idle cores, measured: a start, and per patient of eleven sources.
 _WORLD_S, _CACHE_S, _DOCTOR_S, _PAGE_S = (6.0, 0.40), (2.0, 0.09), (8.0, 0.05), (15.0, 0.0)
@@ -142,17 +142,27 @@ class Demo:
         share = self.seconds["train"] / max(STANDARD_MINUTES * 60 - others, 30.0)
         return ("CYCLE.MAX_STEPS_PER_PHASE", str(max(1, round(steps * share))))
 
-    def go(self) -> Report:
-        """Everything that is not done yet; the page as it was written."""
+    def go(self, pictures: Path | None = None) -> Report:
+        """Everything that is not done yet.
+
+        Args:
+            pictures: folder that gets the pictures of the page too.
+
+        Returns:
+            What the page shows; without films where it stood already.
+        """
         choices = self.choices
         with _datasets_below(choices.world):
             self._tell(f"{_plural(len(self.sources), 'source')}, all of it in {choices.out}")
             try:
-                spent = run_stages(self.stages(), choices.out / "stages.json", self._tell)
+                spent = run_stages(self.stages(), choices.out / STATE, self._tell)
             except WorldError as exc:
                 raise WrongUse(str(exc)) from exc
-            if self.report is None:  # the page stood already
-                self.report = self._report(spent)
+            if self.report is None:
+                self.report = self._report(spent, choices.films if pictures else 0)
+        if pictures:
+            for path in write_pictures(self.report, pictures, "demo_"):
+                self._tell(str(path))
         return self.report
 
     def stages(self) -> list[Stage]:
@@ -299,12 +309,10 @@ class Demo:
         )
 
     def _write_page(self) -> None:
-        state = json.loads((self.choices.out / "stages.json").read_text("utf-8"))["stages"]
-        spent = {name: found["seconds"] for name, found in state.items()}
-        self.report = self._report(spent)
+        self.report = self._report(seconds_of(self.choices.out / STATE), self.choices.films)
         write_page(self.report, self.choices.out / PAGE)
 
-    def _report(self, spent: Mapping[str, float]) -> Report:
+    def _report(self, spent: Mapping[str, float], films: int) -> Report:
         choices = self.choices
         took = {name: s for name, s in spent.items() if name != "page"}
         each = ", ".join(f"{name} {duration(s)}" for name, s in took.items())
@@ -323,15 +331,10 @@ class Demo:
             title=_TITLE,
             intro=_INTRO.format(sources=_plural(len(self.sources), "source")),
             floors=FLOORS,
-            films=choices.films,
+            films=films,
             facts=facts,
             links=[("doctor.html", "what the doctor says of the data")],
         )
-
-    def pictures(self, folder: Path) -> list[Path]:
-        """The pictures of the page as files, for the README."""
-        assert self.report is not None
-        return write_pictures(self.report, folder, "demo_")
 
 
 def verdict(report: Report) -> list[str]:

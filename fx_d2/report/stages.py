@@ -86,6 +86,11 @@ def run_stages(
     return {stage.name: state[stage.name]["seconds"] for stage in stages}
 
 
+def seconds_of(state_file: Path) -> dict[str, float]:
+    """Seconds of each stage so far."""
+    return {name: found["seconds"] for name, found in _read(state_file).items()}
+
+
 def _is_done(stage: Stage, state: Mapping[str, Any]) -> bool:
     known = state.get(stage.name)
     return bool(known and known["done"] and known["mark"] == stage.mark() and stage.there())
