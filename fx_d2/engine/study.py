@@ -31,7 +31,7 @@ _OWN_KEYS = ("SEED", "OUTPUT_DIR")
 # Set by the kinds of arms.
 _JOINT_KEYS = ("CYCLE.", "SOLVER.MAX_ITER", "DATALOADER.FX.DATASET_RATIO")
 _KIND_KEYS = {JOINT: _JOINT_KEYS, EACH_HEAD: (*_JOINT_KEYS, "SOLVER.WARMUP_ITERS", "FORGETTING.")}
-_STUDY_KEYS = ("title", "world", "config", "common", "seeds", "arms")
+_STUDY_KEYS = ("title", "world", "config", "common", "scorings", "seeds", "arms")
 _WORLD_KEYS = ("patients", "seed", "size", "sources", "cache")
 _ARM_KEYS = ("about", "layers", "overrides", "each_head", "joint", "train", "then")
 _THEN_KEYS = ("config", "layers", "overrides", "weights", "images", "draws", "seeds")
@@ -104,13 +104,27 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file; paths are absolute."""
+    """A study file; paths are absolute.
+
+    Args:
+        file: itself.
+        title: of the report.
+        world: None where the datasets lie elsewhere.
+        config: of every training.
+        common: nested settings laid over it.
+        scorings: how often every head is scored while all are trained, at even distances; 0 leaves
+            that to FORGETTING. The best of many scores is larger than that of few, so forgetting is
+            compared between arms that are scored equally often.
+        seeds: each arm is trained once with each.
+        arms: what is compared.
+    """
 
     file: Path
     title: str
     world: World | None
     config: Path
     common: Tree
+    scorings: int
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
 
@@ -183,6 +197,7 @@ def _study(file: Path, raw: Any) -> Study:
         world=_world(given["world"]) if given.get("world") is not None else None,
         config=config,
         common=common,
+        scorings=_whole(given.get("scorings", 0), "scorings", 0),
         seeds=_seeds(given["seeds"], "seeds"),
         arms=tuple(_arm(file, config, _name(name), item) for name, item in arms.items()),
     )

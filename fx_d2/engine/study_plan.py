@@ -148,6 +148,12 @@ class _Planner:
                 steps = self._budget.max_iter(cfg)
             except ConfigError as exc:
                 raise ConfigError(f"{where}: {exc}") from exc
+        times = self._study.scorings
+        if times and not head and "AFTER" not in arm.overrides.get("FORGETTING", {}):
+            period = 1 if steps is None else -(-steps // times)
+            after = {"FORGETTING": {"AFTER": "iterations", "PERIOD": period}}
+            body = overlaid(body, after)
+            cfg = loaded(body, where)
         return _Template(arm.name, head, body, cfg, self._key(cfg), steps)
 
     def later(self, arm: Arm) -> list[_Template]:

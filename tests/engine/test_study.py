@@ -59,6 +59,7 @@ def jobs_of(tmp_path: Path, *, count: bool = False, **changes):
         ({"arms": {"cache": {}}}, ("'cache'",)),
         ({"arms": {}}, ("arms is empty",)),
         ({"arms": []}, ("arms is '[]'", "mapping")),
+        ({"scorings": -1}, ("scorings", "from 0")),
         ({"seeds": [1, 1]}, ("seeds", "different")),
         ({"seeds": [1.5]}, ("seeds", "1.5")),
         ({"seeds": []}, ("seeds",)),
@@ -184,6 +185,24 @@ def test_every_head_gets_the_steps_of_the_cycle(tmp_path: Path, data: Path):
     assert {key: int(number) for key, number in ratio.items()} == {k: 3 * n[k] for k in n}
     after = mixed.cfg.FORGETTING
     assert ("iterations", locked.steps // 3) == (after.AFTER, after.PERIOD)
+
+
+def test_every_arm_is_scored_equally_often(tmp_path: Path, data: Path):
+    arms = {
+        "locked": {"overrides": {"CYCLE.CYCLES": 3}},
+        "mixed": {"joint": True},
+        "single": {"each_head": True},
+        "own": {"overrides": {"FORGETTING.AFTER": "slot"}},
+    }
+    jobs = jobs_of(tmp_path, count=True, arms=arms, seeds=[1], scorings=3)
+    found = {job.name: (job.steps, job.cfg.FORGETTING) for job in jobs}
+    # Three heads of two, two and two times two steps, three times in "locked".
+    assert [found[f"{name} seed 1"][0] for name in ("locked", "mixed")] == [24, 8]
+    for name, period in (("locked", 8), ("mixed", 3)):
+        after = found[f"{name} seed 1"][1]
+        assert (after.AFTER, period) == ("iterations", after.PERIOD)
+    assert found["own seed 1"][1].AFTER == "slot"
+    assert found["single rsna/loc seed 1"][1].AFTER == ""
 
 
 def test_no_cycle_has_no_budget(tmp_path: Path, data: Path):
