@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     trainer = Path(__file__).with_name("train_net.py")
     try:
-        demo = Demo(choices, trainer, Bar, lambda line: print(line, flush=True))
+        bar = Bar if sys.stderr.isatty() else None  # a log is told in lines
+        demo = Demo(choices, trainer, bar, lambda line: print(line, flush=True))
         report = demo.go(args.pictures)
     except ConfigError as exc:
         raise WrongUse(str(exc)) from exc

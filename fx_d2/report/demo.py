@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fx_d2.command_line import WrongUse
 from fx_d2.data.atomic import write_atomically
-from fx_d2.data.build import configure_reading, load_datasets, source_of
+from fx_d2.data.build import configure_reading, load_datasets, source_of, tasks_of
 from fx_d2.data.cache import HEADER_NAME
 from fx_d2.data.cache_build import build_cache
 from fx_d2.data.catalog import ROOT_VARIABLE, source_root
@@ -24,7 +24,8 @@ from fx_d2.data.doctor.report_html import render_html
 from fx_d2.data.doctor.run import Options
 from fx_d2.data.source import Source
 from fx_d2.engine.checks import check_config
-from fx_d2.engine.setup import load_config
+from fx_d2.engine.cycle_config import JOINT, build_cycle, cycle_choice
+from fx_d2.engine.setup import config_errors, load_config
 from fx_d2.phantom.world import Progress as WorldProgress
 from fx_d2.phantom.world import WorldError, make_world, read_mark
 
@@ -124,6 +125,7 @@ class Demo:
         self._words = (*choices.overrides, *self._scaled(given), *choices.fixed())
         self.cfg: CfgNode = load_config(choices.config_file, self._words)
         check_config(self.cfg, train=True)
+        self._check_cycle()
         self.report: Report | None = None
 
     def _expected(self) -> dict[str, float]:
@@ -140,6 +142,14 @@ class Demo:
             return ()
         share = self.seconds["train"] / max(STANDARD_MINUTES * 60 - others, 30.0)
         return ("CYCLE.MAX_STEPS_PER_PHASE", str(max(1, round(steps * share))))
+
+    def _check_cycle(self) -> None:
+        """Before the films are drawn, not when the training begins."""
+        keys = {source_of(name).key: source_of(name) for name in self.cfg.DATASETS.TRAIN}
+        with config_errors():
+            if cycle_choice(self.cfg, "ORDER") != JOINT:
+                tasks = [(k, task) for k, row in keys.items() for task in tasks_of(self.cfg, row)]
+                build_cycle(self.cfg, tasks)
 
     def go(self, pictures: Path | None = None) -> Report:
         """Everything that is not done yet.
@@ -255,7 +265,7 @@ class Demo:
         by_source: dict[str, list[str]] = {source.key: [] for source in self.sources}
         for name in names:
             by_source[source_of(name).key] += [r["file_name"] for r in load_datasets([name])]
-        for source in tqdm(self.sources, desc="decoding", unit="source", delay=2, leave=False):
+        for source in tqdm(self.sources, desc="decoding", unit="source", leave=False, disable=None):
             report = build_cache(
                 by_source[source.key],
                 self.choices.cache / source.folder,

@@ -137,7 +137,8 @@ def predicted_films(
     asked = list(dict.fromkeys(source.key for _, source in chosen))
     predictor = Predictor(folder, heads=asked, device=cfg.MODEL.DEVICE)
     threshold = float(cfg.TEST.FX.SCORE_THRESHOLD)
-    bar = tqdm(chosen, desc="predicting films", unit="film", delay=2, disable=not progress)
+    quiet = None if progress else True  # None: only where somebody watches
+    bar = tqdm(chosen, desc="predicting films", unit="film", leave=False, disable=quiet)
     return [
         draw_example(
             record,
