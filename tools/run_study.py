@@ -75,9 +75,11 @@ def _listed(study: Study, out: Path, world: Path | None) -> list[Job]:
 
 
 def _about(args: argparse.Namespace) -> dict[str, str]:
+    words = ["tools/run_study.py", "--study", args.study, "--out", args.out, "--jobs", args.jobs]
+    words += ["--seeds", *args.seeds] if args.seeds else []
     return {
         "study": f"`{args.study}`, fx_d2 {fx_d2.__version__}",
-        "command": f"`tools/run_study.py --study {args.study} --out {args.out} --jobs {args.jobs}`",
+        "command": f"`{' '.join(map(str, words))}`",
         "machine": f"{machine()}, {args.jobs} at once, "
         f"OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'shared out')}",
     }

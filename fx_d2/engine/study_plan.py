@@ -42,6 +42,7 @@ class Job:
         key: settings that decide about the outcome: runs with equal ones are the same run.
         steps: iterations; None where the data they depend on were not read.
         then: few-shot runs, None for a training.
+        images: numbers of images of these; ``full`` is looked up where the data were read.
         after: job that has to be finished before.
     """
 
@@ -54,6 +55,7 @@ class Job:
     key: Tree = field(repr=False)
     steps: int | None
     then: Then | None = None
+    images: tuple[int, ...] = ()
     after: Job | None = None
 
     @property
@@ -107,6 +109,7 @@ class _Template:
     key: Tree
     steps: int | None
     then: Then | None = None
+    images: tuple[int, ...] = ()
 
 
 class _Planner:
@@ -171,9 +174,25 @@ class _Planner:
                 )
             key = overlaid(self._key(cfg), {"MODEL": {"WEIGHTS": then.weights}})
             key |= {"images": list(then.images), "draws": then.draws}
+            images = self._images(then, cfg, where)
             steps = len(then.images) * then.draws * int(cfg.SOLVER.MAX_ITER)
-            found.append(_Template(arm.name, "", body, cfg, key, steps, then))
+            found.append(_Template(arm.name, "", body, cfg, key, steps, then, images))
         return found
+
+    def _images(self, then: Then, cfg: CfgNode, where: str) -> tuple[int, ...]:
+        """The numbers of images, largest first; too many show here, not after the pretraining."""
+        numbers = [n for n in then.images if isinstance(n, int)]
+        if self._budget is not None:
+            try:
+                there = len(read_pool(cfg).patients)
+            except ConfigError as exc:
+                raise ConfigError(f"{where}: {exc}") from exc
+            numbers += [there] if FULL in then.images else []
+            if max(numbers) > there:
+                raise ConfigError(
+                    f"{where}.images has {max(numbers)}, but there are {there} annotated images"
+                )
+        return tuple(sorted(set(numbers), reverse=True))
 
     def training(self, made: _Template, seed: int) -> Job:
         """A training of this seed."""
@@ -193,7 +212,9 @@ class _Planner:
             key["weights of"] = before.fingerprint
         body = overlaid(body, {"MODEL": {"WEIGHTS": weights}})
         folder = self._out / made.arm / f"seed{seed}" / "then" / then.name
-        return Job(made.arm, seed, "", folder, body, made.cfg, key, made.steps, then, after)
+        return Job(
+            made.arm, seed, "", folder, body, made.cfg, key, made.steps, then, made.images, after
+        )
 
     def _key(self, cfg: CfgNode) -> Tree:
         """Wherever the study lies, and whatever it is called."""
@@ -245,14 +266,6 @@ def cache_of(out: Path) -> Path:
 def world_of(out: Path) -> Path:
     """Where a study keeps its world."""
     return out.expanduser().absolute() / "world"
-
-
-def images_of(then: Then, cfg: CfgNode) -> list[int]:
-    """The numbers of images of few-shot runs; ``full`` is looked up."""
-    if FULL not in then.images:
-        return [int(n) for n in then.images]
-    everything = len(read_pool(cfg).patients)
-    return list(dict.fromkeys(everything if n == FULL else int(n) for n in then.images))
 
 
 def sources_of(study: Study, jobs: Sequence[Job]) -> list[str]:

@@ -33,7 +33,6 @@ from .study_plan import (
     as_file,
     cache_of,
     datasets_below,
-    images_of,
     sources_of,
     world_of,
 )
@@ -174,9 +173,14 @@ class Runner:
                     outcome.skipped += waiting
                     waiting.clear()
                 return
-            waiting.remove(ready[0])
-            self._running.append(self._begin(ready[0], lock))
-            bar.tell(f"started: {ready[0].name}")
+            job = ready[0]
+            waiting.remove(job)
+            try:
+                self._running.append(self._begin(job, lock))
+            except ConfigError as exc:
+                self._fail(job, str(exc), outcome, bar)
+            else:
+                bar.tell(f"started: {job.name}")
 
     def _begin(self, job: Job, lock: int) -> _Running:
         used = {running.slot for running in self._running}
@@ -185,8 +189,7 @@ class Runner:
         body = without_idle_patterns(job.body, job.cfg) if job.head else job.body
         write_atomically(job.folder / CONFIG_FILE, as_file(body))
         note(job, before, done=False)
-        with datasets_below(self._world):
-            words = self._words(job)
+        words = self._words(job)
         with open(job.folder / LOG, "ab") as log:
             log.write(f"$ {' '.join(words)}\n".encode())
             log.flush()
@@ -208,7 +211,7 @@ class Runner:
         if job.then is None:
             tool = [sys.executable, str(self._tools / "train_net.py"), *config, "--resume"]
             return [*tool, "SEED", str(job.seed), "OUTPUT_DIR", str(job.folder)]
-        images = [str(n) for n in images_of(job.then, job.cfg)]
+        images = [str(n) for n in job.images]
         metrics = [f"*/{text.replace('=', '/')}" for text in job.cfg.FORGETTING.METRICS]
         tool = [sys.executable, str(self._tools / "few_shot.py"), *config]
         tool += ["--images", *images, "--draws", str(job.then.draws), "--metrics", *metrics]
@@ -240,9 +243,13 @@ class Runner:
                 bar.finish(job)
                 self._finished()
                 continue
-            outcome.failed[job.name] = last_line(job.folder / LOG) or f"exit code {code}"
-            bar.skip(job)
-            bar.tell(f"FAILED: {job.name} (exit code {code}): {outcome.failed[job.name]}")
+            self._fail(job, last_line(job.folder / LOG) or f"exit code {code}", outcome, bar)
+
+    @staticmethod
+    def _fail(job: Job, why: str, outcome: Outcome, bar: _Bar) -> None:
+        outcome.failed[job.name] = why
+        bar.skip(job)
+        bar.tell(f"FAILED: {job.name}: {why}")
 
     def _stop(self) -> None:
         """End what still runs: asked first, so that no half-written file is left behind."""

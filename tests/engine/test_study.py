@@ -16,7 +16,7 @@ from fx_d2.engine.setup import ConfigError, load_config
 from fx_d2.engine.study import overlaid, read_study, settings
 from fx_d2.engine.study_budget import heads_of, without_idle_patterns
 from fx_d2.engine.study_folder import check_folders, note, state_of
-from fx_d2.engine.study_plan import as_file, images_of, plan, sources_of
+from fx_d2.engine.study_plan import as_file, plan, sources_of
 from fx_d2.engine.trainer import FxTrainer
 from fx_d2.phantom.world import make_world
 
@@ -250,8 +250,13 @@ def test_few_shot_runs_start_from_their_arm_or_from_nothing(tmp_path: Path, data
     assert job.body["MODEL"]["WEIGHTS"] == str(weights) and job.steps == 2 * 2 * 2
     scratch = later["scratch", 1]
     assert scratch.after is None and scratch.body["MODEL"]["WEIGHTS"] == ""
-    found = images_of(scratch.then, scratch.cfg)
-    assert found[1:] == [3, 2] and found[0] > 3
+    assert scratch.images == (3, 2)
+    counted = {(j.arm, j.seed): j for j in plan(study, tmp_path) if j.then}["scratch", 1]
+    assert counted.images[1:] == (3, 2) and counted.images[0] > 3
+    assert counted.fingerprint == scratch.fingerprint
+    with pytest.raises(ConfigError, match=r"scratch\.then\.t\.images has 99, but there are \d+ "):
+        arm = {"train": False, "then": {"t": FEW_SHOT | {"images": [99]}}}
+        jobs_of(tmp_path, arms={"scratch": arm}, count=True)
     assert sources_of(study, jobs) == ["shenzhen", "rsna", "montgomery"]
     two = FEW_SHOT["overrides"] | {"DATASETS.TRAIN": ["rsna_train", "shenzhen_train"]}
     with pytest.raises(ConfigError, match=r"scratch\.then\.t: .* one source"):

@@ -133,11 +133,19 @@ def test_a_failed_run_is_told_and_the_rest_goes_on(tmp_path: Path, tools: Path, 
     assert found.failed == {"odd seed 1": "train_net.py: error: the moon is full"}
     assert [job.name for job in found.done] == ["b seed 1"]
     assert [job.name for job in found.skipped] == ["odd seed 1 t"]
-    assert "FAILED: odd seed 1 (exit code 2): train_net.py: error" in capsys.readouterr().err
+    assert "FAILED: odd seed 1: train_net.py: error" in capsys.readouterr().err
     assert [state_of(job) for job in jobs] == ["begun", "done", "to do"]
     # It is tried again by the next call.
     runner(tmp_path, tools).run(jobs)
     assert [Path(n[1]).parent.name for n in notes(tmp_path, "begin")] == ["odd", "b", "odd"]
+
+
+def test_a_model_that_cannot_be_built_is_a_failed_run(tmp_path: Path, tools: Path):
+    odd = {"SOLVER.FX.LR_FACTORS": ["trunk.*=1"], "MODEL.FX.TRUNK.NAME": "swin_of_nobody"}
+    jobs = jobs_of(tmp_path, {"odd": {"each_head": True, "overrides": odd}, "b": None})
+    found = runner(tmp_path, tools).run(jobs)
+    assert len(found.failed) == 3 and [job.name for job in found.done] == ["b seed 1"]
+    assert "swin_of_nobody" in found.failed["odd rsna/cls seed 1"]
 
 
 def test_what_waits_for_a_run_that_was_not_asked_for(tmp_path: Path, tools: Path):
