@@ -163,9 +163,9 @@ def run_facts(folder: Path, cfg: CfgNode, curves: Curves) -> list[tuple[str, str
     network = f"{trunk.NAME}{f' ({kwargs})' if kwargs else ''}, {cfg.INPUT.FX.SIZE} px"
     cycle = f"{cfg.CYCLE.NAME}" if cfg.CYCLE.NAME else "joint training"
     if cfg.CYCLE.CYCLES:
-        cycle += f", {cfg.CYCLE.CYCLES} cycles"
+        cycle += f", {cfg.CYCLE.CYCLES} times"
     if cfg.CYCLE.MAX_STEPS_PER_PHASE:
-        cycle += f", at most {cfg.CYCLE.MAX_STEPS_PER_PHASE} steps per phase"
+        cycle += f", phases cut at {cfg.CYCLE.MAX_STEPS_PER_PHASE} steps"
     facts = [
         ("model", f"{cfg.MODEL.META_ARCHITECTURE} on {network}"),
         ("sources", ", ".join(dict.fromkeys(n.rpartition("_")[0] for n in cfg.DATASETS.TRAIN))),
