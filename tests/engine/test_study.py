@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,17 @@ def test_every_study_file_is_planned(file: Path, tmp_path: Path):
     assert {job.arm for job in jobs} == {arm.name for arm in study.arms}
     assert {job.seed for job in jobs} == set(study.seeds)
     assert sources_of(study, jobs)
+
+
+def test_the_study_of_the_page(tmp_path: Path):
+    page = (ROOT / "docs/studies.md").read_text("utf-8")
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    text = text.replace("config: ../", f"config: {ROOT}/configs/")
+    study = read_study(write_study(tmp_path, text))
+    jobs = plan(study, tmp_path, count=False)
+    assert [job.name for job in jobs if job.seed == 2 and not job.head] == [
+        *("mixed seed 2", "unlocked seed 2", "locked seed 2"),
+        *("locked seed 2 lungs", "scratch seed 2 lungs"),
+    ]
+    named = set(re.findall(r"^\| `(\w+)", page, re.MULTILINE)) - {"study"}
+    assert named >= {"overrides", "layers", "each_head", "joint", "train", "about", "then"}
