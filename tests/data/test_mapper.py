@@ -68,7 +68,14 @@ def test_sixteen_bits_do_not_saturate(tmp_path, toy, fx_cfg):
 
 def test_training_and_evaluation_see_the_same_grey_values(toy, fx_cfg):
     seen = []
-    for change in ({}, {"MODE": "depth"}, {"LOW": 20.0}, {"HIGH": 60.0}, {"GAMMA": 2.0}):
+    for change in (
+        {},
+        {"MODE": "depth"},
+        {"LOW": 20.0},
+        {"HIGH": 60.0},
+        {"GAMMA": 2.0},
+        {"CLAHE": 2.0},
+    ):
         cfg = plain(fx_cfg.clone())
         for key, value in change.items():
             cfg.INPUT.FX.INTENSITY[key] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from mapper_settings import plain, position
@@ -13,6 +14,7 @@ from fx_d2.data.cache_build import build_cache
 from fx_d2.data.errors import DataError
 from fx_d2.data.images import read_image
 from fx_d2.data.mapper import FileReader, FxMapper
+from fx_d2.data.masks import encode_mask
 from fx_d2.data.sources import SOURCES
 
 
@@ -57,6 +59,32 @@ def test_masks_of_cached_images_are_decoded_once(toy, fx_cfg, monkeypatch):
     assert any(a["sem_masks"].any() for a in first)
     with pytest.raises(AssertionError, match="decoded again"):
         FxMapper(fx_cfg, True)(records[0], "seg", position())  # originals are not kept
+
+
+def test_kept_masks_are_those_of_source_image_and_class(toy, fx_cfg, monkeypatch):
+    """Two sources may name an image alike, and VinDr-CXR's rows even share the file."""
+    fx_cfg.INPUT.FX.SIZE = 32
+    monkeypatch.setitem(SOURCES, "toy_twin", replace(toy.source, key="toy_twin"))
+    one, other = toy.records[:2]
+    height, width = one["height"], one["width"]
+    masks = {}
+    for number, name in enumerate(("Left Lung", "Right Lung")):
+        masks[name] = np.zeros((height, width), bool)
+        masks[name][:, number * width // 2 : (number + 1) * width // 2] = True
+    upper = np.zeros((height, width), bool)
+    upper[: height // 2] = True
+    records = [
+        {**one, "masks": {name: encode_mask(mask) for name, mask in masks.items()}},
+        {**one, "source": "toy_twin", "masks": {"Left Lung": encode_mask(upper)}},
+        {**one, "image_id": other["image_id"], "masks": {"Left Lung": encode_mask(~upper)}},
+    ]
+    mapper = FxMapper(plain(fx_cfg), True, reader=HalfSize())
+    for _ in range(2):  # made, then kept
+        found = [mapper(record, "seg", position())["sem_masks"].numpy() for record in records]
+        assert found[0][0][:, :15].all() and not found[0][0][:, 17:].any()
+        assert found[0][1][:, 17:].all() and not found[0][1][:, :15].any()
+        assert found[1][0][:15].all() and not found[1][0][17:].any()
+        assert found[2][0][17:].all() and not found[2][0][:15].any()
 
 
 def test_a_cache_smaller_than_the_input_is_refused(toy, fx_cfg):

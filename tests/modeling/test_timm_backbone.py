@@ -193,8 +193,9 @@ def test_networks_without_a_row(name):
 def test_built_by_detectron2_from_a_config(cfg, tmp_path):
     file = tmp_path / "tiny.yaml"
     file.write_text(
-        "MODEL:\n  FX:\n    TRUNK:\n      DROP_PATH: 0.1\n      GRAD_CHECKPOINT: True\n"
-        "      KWARGS:\n        embed_dim: 12\n        depths: [1, 1, 1, 1]\n"
+        "MODEL:\n  FX:\n    TRUNK:\n      DROP_PATH: 0.1\n      NORM: none\n"
+        "      GRAD_CHECKPOINT: True\n      KWARGS:\n"
+        "        embed_dim: 12\n        depths: [1, 1, 1, 1]\n"
     )
     cfg.merge_from_file(str(file))
     backbone = build_backbone(cfg)
@@ -202,6 +203,9 @@ def test_built_by_detectron2_from_a_config(cfg, tmp_path):
     assert [s.channels for s in backbone.output_shape().values()] == [12, 24, 48, 96]
     assert [s.stride for s in backbone.output_shape().values()] == [4, 8, 16, 32]
     assert backbone.net.layers[0].grad_checkpointing
+    rates = [m.drop_prob for m in backbone.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.1)
+    assert isinstance(backbone.norm, torch.nn.Identity)
 
 
 def test_one_channel_images(cfg):
