@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fx_d2.data import readers
-from fx_d2.data.catalog import read_part
+from fx_d2.data.catalog import configure, read_part
 from fx_d2.data.readers.lookup import check_options, reader_of
 from fx_d2.data.source import Part, Source, carved, official, val_from_train
 from fx_d2.data.sources import SOURCES, add_source, get_source, pretraining_sources
@@ -152,6 +152,8 @@ def test_an_option_that_a_reader_does_not_know_is_refused(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=re.escape(line)) as caught:
         list(read_part("vindr_local", "train", root=tmp_path, options={"fuse_iuo": 0.4}))
     assert "min_readers, fuse_iou" in str(caught.value)
+    with pytest.raises(ValueError, match=re.escape(line)):
+        configure(options={"vindr_local": {"fuse_iou": 0.4, "fuse_iuo": 0.4}})
     with pytest.raises(ValueError, match="has no option 'views'. Options: none"):
         check_options(SOURCES["rsna"], ["views"])
     # From elsewhere: refused where the module says what it takes.
