@@ -8,6 +8,7 @@ EXTRAS ?= dicom,dev
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_DIR ?= output/demo
+DEMO_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,11 +31,8 @@ help: ## list the targets
 
 install: $(STAMPS)/detectron2 ## build .venv with torch, Detectron2 and fx_d2; a second call does nothing
 
-demo: $(STAMPS)/detectron2 ## make a synthetic world, examine it, and draw a gallery into output/demo
-	$(PY) tools/make_phantom.py --out $(DEMO_DIR)/world --patients 12 --seed 1 --size 384
-	$(PY) tools/doctor.py --root $(DEMO_DIR)/world --json $(DEMO_DIR)/doctor.json --html $(DEMO_DIR)/doctor.html
-	$(PY) tools/visualize_data.py --root $(DEMO_DIR)/world --out $(DEMO_DIR)/gallery --num 6 --sheet --columns 3 --size 400
-	@echo "look at $(DEMO_DIR)/doctor.html and the contact sheets in $(DEMO_DIR)/gallery"
+demo: $(STAMPS)/detectron2 ## pretrain on a synthetic world and show the outcome in output/demo/index.html (12 minutes)
+	$(PY) tools/make_demo.py --out $(DEMO_DIR) $(DEMO_ARGS)
 
 # Two test processes on two cores: one thread each, or they fight for the cores.
 test: export OMP_NUM_THREADS ?= 1

@@ -7,21 +7,20 @@ left. Nothing here knows any particular source.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
 from .errors import DataError, DataWarning, ReadReport
 from .readers.base import ReadRequest
+from .readers.lookup import check_options, is_ours, reader_of
 from .record import PackedRecords, Record, validate_record
 from .source import Part, Source
 from .sources import get_source
@@ -32,8 +31,6 @@ _logger = logging.getLogger(__name__)
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 PHANTOM_FILE = "PHANTOM.json"
 _SPLIT_FIX = "write the split file with tools/make_split.py, or correct its image ids"
-
-Reader = Callable[[ReadRequest], Iterator[Record]]
 
 
 @dataclass
@@ -73,6 +70,8 @@ def configure(
             get_source(key)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}; allowed: 'raise', 'skip'")
+    for key, given in (options or {}).items():
+        check_options(get_source(key), given)
     _settings.roots = dict(roots or {})
     _settings.on_error = on_error
     _settings.split_files = dict(split_files or {})
@@ -98,37 +97,6 @@ def source_root(key: str) -> Path:
     if key in _settings.roots:
         return Path(_settings.roots[key]).expanduser()
     return datasets_root() / source.folder
-
-
-def reader_of(source: Source) -> Reader:
-    """The ``read`` of a row: a function, a module of ``readers``, or any other module."""
-    name = source.reader
-    if not isinstance(name, str):
-        return name
-    module = _import_first(name if "." in name else f"{__package__}.readers.{name}", name)
-    if module is None:
-        raise DataError(
-            f"source {source.key!r} names the reader {name!r}, which cannot be imported",
-            expected="a module of fx_d2.data.readers, or the path of another module",
-            fix="correct `reader` in the source's row, or put its folder on PYTHONPATH",
-        )
-    read = getattr(module, "read", None)
-    if not callable(read):
-        raise DataError(
-            f"reader {module.__name__!r} has no function read(request)",
-            fix="define `def read(request: ReadRequest) -> Iterator[Record]` in it",
-        )
-    return read
-
-
-def _import_first(*paths: str) -> ModuleType | None:
-    for path in paths:
-        try:
-            return importlib.import_module(path)
-        except ModuleNotFoundError as exc:
-            if exc.name is None or not f"{path}.".startswith(f"{exc.name}."):
-                raise  # the reader is there, but something it imports is not
-    return None
 
 
 def _is_phantom(root: Path) -> bool:
@@ -171,10 +139,11 @@ def read_part(
             fix=f"set {ROOT_VARIABLE} or DATASETS.ROOTS; datasets/README.md says how to get {key}",
         )
     report = make_report(key, folder) if report is None else report
+    check_options(source, options or ())
     merged = {**_settings.options.get(key, {}), **(options or {})}
     read = reader_of(source)
     request = ReadRequest(folder, part, source, report, merged)
-    own = getattr(read, "__module__", "").startswith(f"{__package__}.readers.")
+    own = is_ours(getattr(read, "__module__", ""))
     seen: set[str] = set()
     for record in read(request):
         if _settings.validate or not own:

@@ -289,7 +289,7 @@ class RandomBlur(T.Augmentation):
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """The augmentations of one task: the keys of ``INPUT.FX.AUG.<TASK>`` in fx_d2/config.py."""
+    """The augmentations of one task: the keys of ``INPUT.FX.AUG.<TASK>`` in fx_d2/config/."""
 
     crop_scale: Sequence[float]
     crop_ratio: Sequence[float]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +29,9 @@ from fx_d2.evaluation import evaluator_options
 from fx_d2.evaluation.coco_ap import BACKENDS
 from fx_d2.modeling.heads import CLASSIFIER_REGISTRY
 from fx_d2.modeling.meta_arch.student_teacher import PREFIX as TEACHER
+from fx_d2.modeling.meta_arch.student_teacher import evaluated_models
 
+from .metric_patterns import check_metric_patterns, result_keys
 from .setup import ConfigError, config_errors, hint, load_config
 from .weights import CheckpointError
 
@@ -213,7 +214,7 @@ def _check_datasets(cfg: CfgNode, train: bool) -> None:
 
 
 def check_heads(cfg: CfgNode, model: nn.Module, *, train: bool = True) -> None:
-    """Raise when a dataset has no head, or results are expected that no evaluation gives.
+    """Raise when a dataset has no head, or results are asked for that no evaluation gives.
 
     Args:
         cfg: names the datasets.
@@ -225,7 +226,11 @@ def check_heads(cfg: CfgNode, model: nn.Module, *, train: bool = True) -> None:
         for name in cfg.DATASETS.TRAIN:
             _check_trained(cfg, name, specs)
     tasks = {name: evaluated_tasks(cfg, name, model) for name in cfg.DATASETS.TEST}
-    _check_expected(cfg.TEST.EXPECTED_RESULTS, tasks)
+    answers = evaluated_models(model, cfg.TEACHER.EVALUATE)
+    keys = result_keys(tasks, answers)
+    _check_expected(cfg.TEST.EXPECTED_RESULTS, list(keys))
+    if train:
+        check_metric_patterns(cfg, keys)
 
 
 def _check_trained(cfg: CfgNode, name: str, specs: Iterable[Any]) -> None:
@@ -259,11 +264,7 @@ def _names(specs: Iterable[Any]) -> str:
     return ", ".join(spec.name for spec in specs)
 
 
-def _check_expected(rows: Iterable[Any], tasks: Mapping[str, tuple[str, ...]]) -> None:
-    keys = [(name, f"{source_of(name).key}/{task}", task) for name in tasks for task in tasks[name]]
-    counts = Counter(key for _, key, _ in keys)
-    # Two splits of one source are told apart by their names, see merge_results.
-    known = [key if counts[key] == 1 else f"{name}/{task}" for name, key, task in keys]
+def _check_expected(rows: Iterable[Any], known: Sequence[str]) -> None:
     for row in rows:
         good = isinstance(row, (list, tuple)) and len(row) == 4
         good = good and all(isinstance(v, str) for v in row[:2])

@@ -193,7 +193,7 @@ class ForgettingHook(HookBase):
         if node.AFTER == "iterations" and node.PERIOD < 1:
             raise ValueError(f"FORGETTING.PERIOD is {node.PERIOD}; it is at least 1")
         self._after, self._period, self._at_start = node.AFTER, int(node.PERIOD), node.AT_START
-        self._metrics = _metrics(node.METRICS)
+        self._metrics = main_metrics(node.METRICS)
         self._cfg = self._scoring = cfg
         self._table: ForgettingTable | None = None
         self._resumed: Moment | None = None
@@ -294,7 +294,8 @@ def _whose(model: nn.Module) -> tuple[str, ...]:
     return ANSWERS if isinstance(model, StudentTeacher) else ("student",)
 
 
-def _metrics(given: Sequence[str]) -> dict[str, str]:
+def main_metrics(given: Sequence[str]) -> dict[str, str]:
+    """``{task: metric}``, the one figure of a head, from ``FORGETTING.METRICS``."""
     found = {}
     for text in given:
         task, separator, metric = (part.strip() for part in text.partition("="))

@@ -83,6 +83,16 @@ class ClassificationEvaluator(TaskEvaluator):
         self.group_by, self.n_bootstrap = group_by, n_bootstrap
         self.seed, self.n_bins = seed, n_bins
 
+    def _figures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        ends = ("", "_low", "_high") if self.n_bootstrap else ("",)
+        multiclass = self.source.cls_kind == "multiclass"
+        per_class = [f"{name}{end}" for name in ("AUC", "AP") for end in ends]
+        per_class += ["F1", "sensitivity", "specificity", "precision", "accuracy", "kappa"]
+        per_class += [] if multiclass else ["ECE"]
+        alone = [f"{n}_{s}{end}" for s in self.subsets for n in ("AUC", "AP") for end in ends]
+        alone += [f"F1_{subset}" for subset in self.subsets]
+        return tuple(per_class), (*alone, *(["ECE"] if multiclass else []))
+
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
         raw = record.get("labels")
         labels = None if raw is None else for_evaluation(raw)

@@ -67,6 +67,13 @@ class DetectionEvaluator(TaskEvaluator):
         self.score_threshold, self.match_iou = score_threshold, match_iou
         self.max_detections, self.backend = max_detections, backend_name(backend)
 
+    def _figures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        kinds = ("", "mask_") if self.source.instance_masks else ("",)
+        names = ("AP", "AP40", "AP50", "AP75", "AP40to75")
+        per_class = [f"{kind}{name}" for kind in kinds for name in names]
+        alone = ("RSNA", "FP_per_finding_free", "finding_free_flagged")
+        return (*per_class, "mAP40_pascal", "CPM", "sensitivity_at_1"), alone
+
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
         if "annotations" not in record:
             return None

@@ -43,6 +43,11 @@ class SegmentationEvaluator(TaskEvaluator):
         super().__init__(truth)
         self.threshold, self.hd95 = threshold, hd95
 
+    def _figures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        overlap = ("Dice", "IoU", "empty_predictor", "Dice_positive", "IoU_positive")
+        pooled = ("Dice_pooled", "IoU_pooled")
+        return (*overlap, *pooled, *(("HD95", "HD95_undefined") if self.hd95 else ())), ()
+
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
         """float64 (C, 4): pixels in both, predicted, true, and HD95; NaN where not annotated."""
         references = record.get("masks", {})

@@ -81,9 +81,10 @@ class Truth:
 class TaskEvaluator(DatasetEvaluator):
     """Base of the three: a row of small figures per image, gathered and ordered, then summarised.
 
-    A subclass gives ``task``, ``columns``, ``_row``, ``_lines`` and ``_summarise``. Ranks compare
-    their own images; rows are put in the order of the dataset before anything is computed, so that
-    a result does not depend on the number of ranks, and an image that came twice counts once.
+    A subclass gives ``task``, ``columns``, ``_figures``, ``_row``, ``_lines`` and ``_summarise``.
+    Ranks compare their own images; rows are put in the order of the dataset before anything is
+    computed, so that a result does not depend on the number of ranks, and an image that came twice
+    counts once.
     """
 
     task: str
@@ -91,7 +92,7 @@ class TaskEvaluator(DatasetEvaluator):
 
     def __init__(self, truth: Truth) -> None:
         self.truth, self.source = truth, truth.source
-        self.classes = self.source.classes(self.task)
+        self.classes = self.names = self.source.classes(self.task)
         if not self.classes:
             raise ValueError(
                 f"source {self.source.key!r} has no classes of task {self.task!r}; it is annotated "
@@ -103,6 +104,11 @@ class TaskEvaluator(DatasetEvaluator):
     def key(self) -> str:
         """What results are filed under: ``<source>/<task>``."""
         return f"{self.source.key}/{self.task}"
+
+    def metric_names(self) -> list[str]:
+        """Every metric that :meth:`evaluate` could give, whatever the data."""
+        per_class, alone = self._figures()
+        return [*per_class, *alone, *(f"{m}-{c}" for m in per_class for c in self.names)]
 
     def reset(self) -> None:
         """Forget all rows."""
@@ -167,6 +173,10 @@ class TaskEvaluator(DatasetEvaluator):
 
     def _lines(self, row: Any) -> Iterator[tuple]:
         """The figures of an image, a line of ``columns`` for each class or one for all."""
+        raise NotImplementedError
+
+    def _figures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the metrics that there is one of per class, and of those without classes."""
         raise NotImplementedError
 
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:

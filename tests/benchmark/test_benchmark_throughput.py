@@ -46,6 +46,7 @@ def test_operations_grow_with_the_batch_and_training_costs_three_forwards(quick)
     assert one == pytest.approx(3 * counter.get_total_flops(), rel=0.1)
 
 
+@pytest.mark.slow
 def test_rate_and_share_follow_from_the_times(quick, monkeypatch):
     ticks = iter(range(10_000))  # every timed run takes one second
     monkeypatch.setattr(throughput, "step_flops", lambda *_: 4000)

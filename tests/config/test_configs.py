@@ -21,11 +21,11 @@ from fx_d2.modeling.backbone.presets import network_name
 from fx_d2.modeling.heads.spec import head_specs
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
-STUDIES = ROOT / "studies"  # lists of runs, no configs
 FILES = sorted(
-    path.relative_to(ROOT).as_posix()
+    name
     for path in ROOT.rglob("*.yaml")
-    if STUDIES not in path.parents
+    # Studies are lists of runs of these; tests/engine/test_study.py plans them.
+    if not (name := path.relative_to(ROOT).as_posix()).startswith("studies/")
 )
 FOUNDATION_X = [name for name in FILES if name.startswith("foundation_x/")]
 # Laid over a config of a model by a list of _BASE_; here over the base of all.
@@ -133,7 +133,7 @@ def test_schedules_are_26_passes(name):
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if not n.startswith("quick_schedules/")])
-def test_a_preset_states_only_what_differs_from_its_base(name):
+def test_a_preset_states_only_what_differs_from_its_base(name, tmp_path):
     text = (ROOT / name).read_text(encoding="utf-8")
     own = yaml.safe_load(text)
     base = own.pop("_BASE_", None)
@@ -141,7 +141,9 @@ def test_a_preset_states_only_what_differs_from_its_base(name):
         return
     settings = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     assert len(settings) <= CHILD_LINES
-    parent = load((ROOT / name).parent.joinpath(base).resolve().relative_to(ROOT).as_posix())
+    bases = [str((ROOT / name).parent / b) for b in ([base] if isinstance(base, str) else base)]
+    (tmp_path / "parent.yaml").write_text(yaml.safe_dump({"_BASE_": bases}), encoding="utf-8")
+    parent = load(tmp_path / "parent.yaml")
 
     def repeated(node: dict, given: CfgNode, prefix: str = "") -> list[str]:
         found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from fx_d2.data.masks import encode_mask
 from fx_d2.data.source import Source, carved
 from fx_d2.data.sources import SOURCES
 from fx_d2.phantom.world import make_world
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside that are no tests
 
 TOY = Source(
     key="toy_chest",

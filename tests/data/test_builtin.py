@@ -16,7 +16,7 @@ from fx_d2.data.errors import DataError, DataWarning, ReadReport
 from fx_d2.data.record import PackedRecords
 from fx_d2.data.source import Part, Source, carved, official
 from fx_d2.data.sources import SOURCES
-from fx_d2.data.splits import write_split_file
+from fx_d2.data.splits import read_split_file, write_split_file
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_images_without_a_good_mask_move_nobody_across(datasets):
     assert len(sides["train"] | sides["val"]) == 42
 
 
-def test_patients_are_never_split(monkeypatch, datasets):
+def test_patients_are_never_split(monkeypatch, datasets, tmp_path):
     def read(request) -> Iterator[dict]:
         for i in range(200):
             yield {
@@ -137,6 +137,16 @@ def test_patients_are_never_split(monkeypatch, datasets):
     ]
     assert [len(s) for s in sides] == [28, 4, 8]
     assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+    words = ["--source", "shenzhen", "--folds", "3", "--out", str(tmp_path / "f")]
+    assert make_split.main(words) == 0
+    held = []
+    for number in (1, 2, 3):
+        fold = read_split_file(tmp_path / f"f_fold{number}", "shenzhen")
+        train, test = ({int(i) // 5 for i in fold[split]} for split in ("train", "test"))
+        assert test and not train & test
+        assert [len(fold[split]) for split in ("train", "test")] == [5 * len(train), 5 * len(test)]
+        held += test
+    assert sorted(held) == list(range(40))
 
 
 def test_the_folder_is_looked_up_when_it_is_needed(datasets, tmp_path_factory, monkeypatch):

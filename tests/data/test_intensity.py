@@ -168,6 +168,27 @@ def test_equalisation_evens_out_contrast_and_stays_in_range():
     assert np.array_equal(normalise(loaded(pixels, 4095), IntensityConfig(clahe=0.0)), plain)
 
 
+def equalised(pixels, clahe):
+    return normalise(loaded(pixels, 255), IntensityConfig(mode="depth", clahe=clahe))
+
+
+def test_equalisation_looks_at_tiles_of_an_eighth_of_the_side():
+    """What changes in a corner is seen as far as the middle of the next tile: 32 + 16 of 256 px."""
+    pixels = np.rint(np.random.default_rng(0).normal(128, 20, (256, 256)).clip(0, 255))
+    changed = pixels.copy()
+    changed[:16, :16] = 250
+    seen = equalised(pixels, 2.0) != equalised(changed, 2.0)
+    for axis in (0, 1):
+        assert 40 <= np.flatnonzero(seen.any(axis)).max() < 48
+
+
+def test_the_limit_of_the_equalisation_bounds_the_contrast():
+    rng = np.random.default_rng(0)
+    faint = np.rint(rng.normal(128, 6, (256, 256)))
+    spread = [equalised(faint, limit).std() for limit in (0.0, 2.0, 4.0, 40.0)]
+    assert all(more > 1.2 * less for less, more in zip(spread, spread[1:], strict=False)), spread
+
+
 @pytest.mark.parametrize("clahe", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_clip_limit(clahe):
     with pytest.raises(ValueError, match="clahe is"):

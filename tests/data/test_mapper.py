@@ -1,3 +1,5 @@
+"""From a record to what a model gets: image, boxes and masks, on one another."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -7,32 +9,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import BitMasks
+from mapper_settings import plain, position
 
 from fx_d2.data import masks as masks_module
-from fx_d2.data.cache_build import build_cache
 from fx_d2.data.errors import DataError
-from fx_d2.data.images import read_image
-from fx_d2.data.mapper import FileReader, FxMapper
+from fx_d2.data.mapper import FxMapper
 from fx_d2.data.masks import encode_mask, load_mask
 from fx_d2.data.sources import SOURCES
-
-NO_AUGMENTATION = (
-    *("CROP_SCALE", (1.0, 1.0), "FLIP", 0.0, "ROTATE_DEG", 0.0, "SHIFT", 0.0, "SCALE", 0.0),
-    *("BRIGHTNESS", 0.0, "CONTRAST", 0.0),
-)
-
-
-def plain(cfg, **changes):
-    """No augmentation but ``changes``."""
-    keys = dict(zip(NO_AUGMENTATION[::2], NO_AUGMENTATION[1::2], strict=True)) | changes
-    for task in ("CLS", "LOC", "SEG"):
-        for key, value in keys.items():
-            cfg.INPUT.FX.AUG[task][key] = value
-    return cfg
-
-
-def position(number=0):
-    return ("toy_chest", "x", 0, "1.0", number)
 
 
 def test_the_dict_a_model_gets(toy, fx_cfg):
@@ -85,7 +68,14 @@ def test_sixteen_bits_do_not_saturate(tmp_path, toy, fx_cfg):
 
 def test_training_and_evaluation_see_the_same_grey_values(toy, fx_cfg):
     seen = []
-    for change in ({}, {"MODE": "depth"}, {"LOW": 20.0}, {"HIGH": 60.0}, {"GAMMA": 2.0}):
+    for change in (
+        {},
+        {"MODE": "depth"},
+        {"LOW": 20.0},
+        {"HIGH": 60.0},
+        {"GAMMA": 2.0},
+        {"CLAHE": 2.0},
+    ):
         cfg = plain(fx_cfg.clone())
         for key, value in change.items():
             cfg.INPUT.FX.INTENSITY[key] = value
@@ -243,82 +233,6 @@ def test_a_flip_carries_what_is_known(toy, fx_cfg):
     assert result["sem_masks"][1].any() and not result["sem_masks"][0].any()
 
 
-def labels_under(cfg, toy, policy, *, exceptions=(), is_train=True, number=0):
-    cfg.INPUT.FX.UNCERTAIN, cfg.INPUT.FX.UNCERTAIN_BY = policy, exceptions
-    record = {**toy.records[0], "labels": np.array([-1, 1, -1], np.float32)}
-    mapper = FxMapper(plain(cfg), is_train)
-    return mapper(record, "cls", position(number))["labels"].numpy()
-
-
-def test_policies_for_uncertain_labels(toy, fx_cfg):
-    nan = np.float32(np.nan)
-    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "ignore"), [nan, 1, nan])
-    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "zeros"), [0, 1, 0])
-    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "ones"), [1, 1, 1])
-    by = ("toy_chest=ones", "toy_chest/Edema=zeros", "chexpert=smooth")
-    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "ignore", exceptions=by), [1, 1, 0])
-
-
-def test_smooth_labels_are_a_function_of_the_position(toy, fx_cfg):
-    draws = np.array([labels_under(fx_cfg, toy, "smooth", number=i) for i in range(40)])
-    np.testing.assert_array_equal(draws[:, 1], 1)
-    uncertain = draws[:, [0, 2]]
-    assert ((uncertain >= 0.55) & (uncertain <= 0.85)).all()
-    assert uncertain.std() > 0.05 and len(np.unique(uncertain)) == 80
-    np.testing.assert_array_equal(labels_under(fx_cfg, toy, "smooth", number=7), draws[7])
-
-
-@pytest.mark.parametrize("policy", ["ignore", "zeros", "ones", "smooth"])
-def test_evaluation_leaves_uncertain_labels_out(toy, fx_cfg, policy):
-    labels = labels_under(fx_cfg, toy, policy, is_train=False)
-    np.testing.assert_array_equal(labels, [np.nan, 1, np.nan])
-
-
-def test_unknown_labels_stay_unknown_unless_told(toy, fx_cfg):
-    record = {**toy.records[0], "labels": np.array([np.nan, 1, 0], np.float32)}
-    labels = FxMapper(plain(fx_cfg), True)(record, "cls", position())["labels"]
-    assert torch.isnan(labels[0]) and labels[1:].tolist() == [1, 0]
-    fx_cfg.INPUT.FX.UNKNOWN_BY = ("toy_chest=zeros",)
-    assert FxMapper(fx_cfg, True)(record, "cls", position())["labels"].tolist() == [0, 1, 0]
-    evaluated = FxMapper(fx_cfg, False)(record, "cls", position())["labels"]
-    assert torch.isnan(evaluated[0])
-
-
-def test_a_record_without_labels_is_all_unknown(toy, fx_cfg):
-    record = {k: v for k, v in toy.records[0].items() if k != "labels"}
-    labels = FxMapper(fx_cfg, True)(record, "cls", position())["labels"]
-    assert labels.shape == (3,) and torch.isnan(labels).all()
-    assert "labels" not in FxMapper(fx_cfg, True)(record, "loc", position())
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("UNCERTAIN", "drop", "'drop'; allowed: ignore"),
-        ("UNKNOWN", "ones", "'ones'; allowed: ignore, zeros"),
-        ("UNCERTAIN_BY", ("smooth",), "write 'source=policy'"),
-    ],
-)
-def test_wrong_policies_are_refused(fx_cfg, key, value, message):
-    fx_cfg.INPUT.FX[key] = value
-    with pytest.raises(ValueError, match=message):
-        FxMapper(fx_cfg, True)
-
-
-def test_a_policy_for_a_misspelt_source_is_refused(fx_cfg):
-    for key in ("UNCERTAIN_BY", "UNKNOWN_BY"):
-        cfg = fx_cfg.clone()
-        cfg.INPUT.FX[key] = ("chexprt=zeros",)
-        with pytest.raises(KeyError, match="Did you mean 'chexpert'"):
-            FxMapper(cfg, True)
-
-
-def test_check_finds_a_class_that_does_not_exist(toy, fx_cfg):
-    fx_cfg.INPUT.FX.UNCERTAIN_BY = ("toy_chest/Oedema=ones",)
-    with pytest.raises(ValueError, match="Oedema"):
-        FxMapper(fx_cfg, True).check(toy.source, "cls")
-
-
 def test_check_finds_a_flip_without_counterpart(fx_cfg):
     lonely = replace(SOURCES["montgomery"], seg_classes=("Left Lung",))
     mapper = FxMapper(plain(fx_cfg, FLIP=0.5), True)
@@ -376,75 +290,6 @@ def test_padding_stays_black_whatever_the_augmentation(toy, augmented_cfg):
             assert not plane[:, h:].any() and not plane[:, :, w:].any()
         padded += min(h, w) < 64
     assert padded > 10
-
-
-class HalfSize(FileReader):
-    """Stands for a cache: half the pixels, the facts of the original."""
-
-    def read(self, record):
-        loaded = read_image(record["file_name"])
-        small = cv2.resize(loaded.pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        return replace(loaded, pixels=small)
-
-
-def test_a_cache_changes_no_geometry(toy, fx_cfg):
-    record = toy.records[1]
-    fx_cfg.INPUT.FX.SIZE = 32
-    cfg = plain(fx_cfg)
-    tasks = ("loc", "seg")
-    direct = FxMapper(cfg, True)(record, tasks, position())
-    cached = FxMapper(cfg, True, reader=HalfSize())(record, tasks, position())
-    assert (cached["height"], cached["width"]) == (record["height"], record["width"])
-    torch.testing.assert_close(
-        cached["instances"].gt_boxes.tensor, direct["instances"].gt_boxes.tensor, atol=0.1, rtol=0
-    )
-    assert (cached["sem_masks"] != direct["sem_masks"]).float().mean() < 0.03
-    assert (cached["image"] - direct["image"]).abs().mean() < 0.05
-
-
-def test_masks_of_cached_images_are_decoded_once(toy, fx_cfg, monkeypatch):
-    fx_cfg.INPUT.FX.SIZE = 32
-    fx_cfg.INPUT.FX.AUG.SEG.GEOMETRY_PROB = 1.0
-    records = list(toy.records)[:3]
-    mapper = FxMapper(fx_cfg, True, reader=HalfSize())
-    first = [mapper(r, "seg", position()) for r in records]
-
-    def decode(*_, **__):
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr("fx_d2.data.mapper.load_mask", decode)
-    second = [mapper(r, "seg", position()) for r in records]
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a["sem_masks"], b["sem_masks"])
-    assert any(a["sem_masks"].any() for a in first)
-    with pytest.raises(AssertionError, match="decoded again"):
-        FxMapper(fx_cfg, True)(records[0], "seg", position())  # originals are not kept
-
-
-def test_a_cache_smaller_than_the_input_is_refused(toy, fx_cfg):
-    fx_cfg.INPUT.FX.SIZE = 66  # half of 70 to 130 pixels is less
-    with pytest.raises(DataError, match="cached copy"):
-        FxMapper(fx_cfg, False, reader=HalfSize())(toy.records[1], "cls", position())
-    fx_cfg.INPUT.FX.SIZE = 500  # the originals themselves are smaller: that is no fault
-    FxMapper(fx_cfg, False)(toy.records[1], "cls", position())
-
-
-def test_a_real_cache_is_used_transparently(toy, fx_cfg, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(toy.folder.parent))
-    monkeypatch.setitem(SOURCES, "toy_chest", replace(toy.source, folder=toy.folder.name))
-    folder = tmp_path / toy.folder.name
-    files = [r["file_name"] for r in toy.records]
-    build_cache(files, folder, 66, root=toy.folder, progress=False)
-    direct = FxMapper(plain(fx_cfg), False)
-    fx_cfg.INPUT.FX.CACHE = str(tmp_path)
-    cached = FxMapper(fx_cfg, False)
-    for record in toy.records:
-        one, other = (m(record, ("cls", "loc"), position()) for m in (direct, cached))
-        assert (one["height"], one["width"]) == (other["height"], other["width"])
-        assert (one["image"] - other["image"]).abs().mean() < 0.02
-        if "instances" in one:
-            boxes = [r["instances"].gt_boxes.tensor for r in (one, other)]
-            torch.testing.assert_close(*boxes, atol=0.1, rtol=0)
 
 
 def test_evaluation_makes_targets_only_when_asked(toy, fx_cfg):

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import ast
+import importlib
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from fx_d2.data.catalog import reader_of
+from fx_d2.data import readers
+from fx_d2.data.catalog import configure, read_part
+from fx_d2.data.readers.lookup import check_options, reader_of
 from fx_d2.data.source import Part, Source, carved, official, val_from_train
 from fx_d2.data.sources import SOURCES, add_source, get_source, pretraining_sources
 
@@ -115,6 +121,50 @@ def test_each_row_is_complete(key):
         assert other in SOURCES and other != key
     for subset in source.cls_subsets.values():
         assert set(subset) <= set(source.cls_classes)
+
+
+def asked_for(module: str) -> set[str]:
+    """The options that a reader's code looks up, itself or through the filter of views."""
+    code = (Path(readers.__path__[0]) / f"{module}.py").read_text("utf-8")
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    names = {ast.unparse(c.args[0]) for c in calls if ast.unparse(c.func).endswith(".option")}
+    found = {ast.literal_eval(name) for name in names}
+    return found | {"views" for c in calls if ast.unparse(c.func) == "view_filter"}
+
+
+def test_each_reader_names_the_options_it_looks_up():
+    files = Path(readers.__path__[0]).glob("*.py")
+    found = {file.stem for file in files if "\ndef read(" in file.read_text("utf-8")}
+    assert {source.reader for source in SOURCES.values()} <= found
+    for name in found:
+        module = importlib.import_module(f"{readers.__name__}.{name}")
+        assert asked_for(name) == set(getattr(module, "OPTIONS", ())), name
+    for source in SOURCES.values():
+        check_options(replace(source, options={}), source.options)
+        if source.frontal_views:
+            check_options(source, ["views"])
+
+
+def test_an_option_that_a_reader_does_not_know_is_refused(tmp_path, monkeypatch):
+    line = (
+        "OPTIONS.vindr_local: the reader 'vindr' has no option 'fuse_iuo'. Did you mean 'fuse_iou'"
+    )
+    with pytest.raises(ValueError, match=re.escape(line)) as caught:
+        list(read_part("vindr_local", "train", root=tmp_path, options={"fuse_iuo": 0.4}))
+    assert "min_readers, fuse_iou" in str(caught.value)
+    with pytest.raises(ValueError, match=re.escape(line)):
+        configure(options={"vindr_local": {"fuse_iou": 0.4, "fuse_iuo": 0.4}})
+    with pytest.raises(ValueError, match="has no option 'views'. Options: none"):
+        check_options(SOURCES["rsna"], ["views"])
+    # From elsewhere: refused where the module says what it takes.
+    check_options(a_source(reader=lambda request: iter(())), ["speed"])
+    for name, text in (("open_reader", ""), ("closed_reader", "OPTIONS = ('sped',)\n")):
+        (tmp_path / f"{name}.py").write_text(f"{text}def read(request):\n    yield\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_options(a_source(reader="open_reader"), ["speed"])
+    check_options(a_source(reader="closed_reader", options={"own": 1}), ["own", "sped"])
+    with pytest.raises(ValueError, match="'speed'. Did you mean 'sped'"):
+        check_options(a_source(reader="closed_reader"), ["speed"])
 
 
 def test_the_validation_share_of_nih_is_that_of_the_paper():

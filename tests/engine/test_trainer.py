@@ -196,7 +196,7 @@ def test_wrong_settings(toy_cfg: MakeCfg):
     with pytest.raises(ValueError, match="SOLVER.AMP"):
         FxTrainer(toy_cfg(SOLVER__AMP__ENABLED=True))
     with pytest.raises(ValueError, match="BEST_MODE"):
-        FxTrainer(toy_cfg(SOLVER__FX__BEST_METRIC=("x",), SOLVER__FX__BEST_MODE="most"))
+        FxTrainer(toy_cfg(SOLVER__FX__BEST_METRIC=("*/AUC",), SOLVER__FX__BEST_MODE="most"))
     with pytest.raises(ConfigError, match="rsna_val.*no head for rsna.*toy_engine/cls"):
         FxTrainer(toy_cfg(DATASETS__TEST=("rsna_val",)))
     with pytest.raises(ConfigError, match="clss.*the mix holds"):

@@ -84,6 +84,17 @@ def test_one_output_feeds_three_tasks_and_detectron2_verifies(world, caplog) -> 
         verify_results(cfg, results)
 
 
+def test_the_metrics_are_known_beforehand(world) -> None:
+    records, outputs = world
+    evaluator = _evaluator(records)
+    before = {e.key: e.metric_names() for e in evaluator.evaluators}
+    evaluator.process(records, outputs)
+    for key, figures in evaluator.evaluate().items():
+        assert len(set(before[key])) == len(before[key])
+        assert set(figures) <= set(before[key])
+        assert {n for n in before[key] if "-" not in n} == {n for n in figures if "-" not in n}
+
+
 def test_reset_and_repeated_images_change_nothing(world) -> None:
     records, outputs = world
     evaluator = _evaluator(records)

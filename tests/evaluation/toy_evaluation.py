@@ -87,7 +87,10 @@ def run(evaluator: Any, records: list[dict[str, Any]], kind: str, values: list[A
     evaluator.reset()
     for r, value in zip(records, values, strict=True):
         evaluator.process([r], [{kind: {SOURCE.key: value}}])
-    return evaluator.evaluate()
+    results = evaluator.evaluate()
+    for figures in results.values():  # a config's metric patterns are checked against these names
+        assert set(figures) <= set(evaluator.metric_names()), figures
+    return results
 
 
 def random_boxes(rng: np.random.Generator, n: int) -> np.ndarray:

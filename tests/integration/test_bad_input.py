@@ -79,6 +79,18 @@ def evaluate(refused: Refused, tmp_path: Path) -> Train:
             ("'rnsa/cls'", "Did you mean 'rsna/cls'", "nih14/cls, rsna/cls"),
         ),
         (("MODEL.FX.SOURCES", "('rsna',)", "DATASETS.TEST", "()"), ("nih14/cls", "rsna/loc")),
+        # metrics
+        (
+            ("SOLVER.FX.BEST_METRIC", "('*/cls/AUCC',)"),
+            ("SOLVER.FX.BEST_METRIC has '*/cls/AUCC'", "did you mean */cls/AUC", "cls/ with AP, "),
+        ),
+        (("SOLVER.FX.BEST_METRIC", "('*/cls/AUC','rnsa/loc/AP40')"), ("mean */loc/AP40",)),
+        (("SOLVER.FX.BEST_METRIC", "('*/cls/AUC-Edemaa',)"), ("did you mean */cls/AUC-Edema",)),
+        (("SOLVER.FX.BEST_METRIC", "('siim_acr/seg/Dice',)"), ("no metric of this run", "*/loc/")),
+        (
+            ("SOLVER.FX.EARLY_STOP.METRIC", "('*/cls/AUCC',)", "SOLVER.FX.EARLY_STOP.PATIENCE", 1),
+            ("SOLVER.FX.EARLY_STOP.METRIC has '*/cls/AUCC'",),
+        ),
         # classes
         (("INPUT.FX.UNCERTAIN_BY", "('nih14/Edemaa=ones',)"), ("Did you mean 'Edema'", "Hernia")),
         (("INPUT.FX.UNCERTAIN_BY", "('nih14/Edema=onez',)"), ("Did you mean 'ones'", "ignore")),
@@ -116,6 +128,10 @@ def evaluate(refused: Refused, tmp_path: Path) -> Train:
         (("SOLVER", "1"), ("SOLVER is a group of keys",)),
         (("SOLVER.BASE_LRR", "1"), ("SOLVER.BASE_LRR", "SOLVER.BASE_LR")),
         (("DATASETS.OPTIONS.vindr_locl.fuse_iou", "0.4"), ("vindr_local.fuse_iou",)),
+        (
+            ("DATASETS.OPTIONS.vindr_local.fuse_iuo", "0.4"),
+            ("vindr_local", "no option 'fuse_iuo'. Did you mean 'fuse_iou'", "min_readers"),
+        ),
         (("MODEL.FX.TRUNK.KWARGS", "{'embed_dimm': 24}"), ("embed_dimm", "MODEL.FX.TRUNK.KWARGS")),
         (("MODEL.FX.TRUNK.PRETRAINED", "/nowhere.pth"), ("PRETRAINED", "/nowhere.pth")),
     ],

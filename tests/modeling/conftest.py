@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from detectron2.utils.events import EventStorage
 
 from fx_d2 import add_fx_config
 from fx_d2.data.sources import get_source
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside that are no tests
 
 SIDE = 64
 BASE = "configs/Base-FX.yaml"

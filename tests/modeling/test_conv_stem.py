@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_backbone
 
+from fx_d2.config import add_fx_config
+from fx_d2.modeling.backbone.conv_stem import ConvStem
 from fx_d2.modeling.backbone.timm_backbone import TimmBackbone
 
 TINY = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
@@ -51,6 +55,30 @@ def test_every_parameter_of_it_belongs_to_the_first_layer():
     assert {layers[f"net.{n}"] for n, _ in trunk.net.named_parameters() if "patch_embed" in n} == {
         0
     }
+
+
+def test_it_keeps_by_how_much_an_image_differs_from_others():
+    """A faint picture and the same one at three times the contrast are not the same to it.
+
+    Normalising each image or place by itself would make them one.
+    """
+    stem = TimmBackbone(name="swin_t", stem="conv", kwargs=TINY).net.patch_embed.proj
+    faint = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        with torch.no_grad():
+            plain, strong = stem.train(training)(torch.cat([faint, 3 * faint]))
+        # About zero, as pictures are where the stem gets them: all that is left is the contrast.
+        assert (strong - plain).norm() > 0.5 * plain.norm(), training
+
+
+def test_a_config_asks_for_it():
+    cfg = get_cfg()
+    add_fx_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FX.TRUNK.NAME = "build_timm_backbone", "swin_t"
+    cfg.MODEL.FX.TRUNK.KWARGS = CfgNode(TINY)
+    for stem, expected in (("own", False), ("conv", True)):
+        cfg.MODEL.FX.TRUNK.STEM = stem
+        assert isinstance(build_backbone(cfg).net.patch_embed.proj, ConvStem) is expected
 
 
 @pytest.mark.parametrize(("name", "stem"), [("resnet50", "conv"), ("swin_t", "convs")])

@@ -1,74 +1,18 @@
-"""The trunk: any timm network, any size, its taps and its weights."""
+"""The trunk: any timm network, any size, its taps, and how a config builds it."""
 
 from __future__ import annotations
 
-import http.server
-import pickle
-import re
-import socket
-import threading
-import time
-from pathlib import Path
-from typing import Any
-
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
-from huggingface_hub import constants
-from safetensors.torch import save_file
+from tiny_trunks import TINY, plain, shake, tiny
 
 from fx_d2.config import add_fx_config
-from fx_d2.modeling.backbone import TimmBackbone, weights
+from fx_d2.modeling.backbone import TimmBackbone
 from fx_d2.modeling.backbone.channel_norm import ChannelNorm
-from fx_d2.modeling.backbone.presets import PRESETS
-from fx_d2.modeling.backbone.weights import WeightsError
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# One tiny variant of each family: (name, kwargs).
-TINY: dict[str, tuple[str, dict[str, Any]]] = {
-    "swin": ("swin_t", {"embed_dim": 24, "depths": (1, 1, 2, 2)}),
-    "tresnet": ("tresnet_m", {"layers": [1, 1, 1, 1], "width_factor": 0.25}),
-    "coatnet": (
-        "coatnet_0",
-        {"embed_dim": (16, 32, 32, 64), "depths": (1, 1, 1, 1), "stem_width": (8, 16)},
-    ),
-    "convnext": ("convnext_t", {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 48)}),
-    "resnet": ("resnet50", {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)}),
-}
-
-
-def tiny(family: str, **arguments: Any) -> TimmBackbone:
-    name, kwargs = TINY[family]
-    torch.manual_seed(0)
-    arguments["kwargs"] = {**kwargs, **arguments.get("kwargs", {})}
-    return TimmBackbone(name=name, **arguments).eval()
-
-
-def plain(family: str, backbone: TimmBackbone | None = None, **arguments: Any) -> torch.nn.Module:
-    """The same network as timm builds it, with the weights of a trunk."""
-    name, kwargs = TINY[family]
-    arguments = {"num_classes": 0, **kwargs, **arguments}
-    net = timm.create_model(PRESETS[name].network, **arguments).eval()
-    if backbone is not None:
-        state = backbone.net.state_dict()
-        own = {"swin": "norm", "coatnet": "norm", "convnext": "head.norm"}.get(family)
-        state |= {f"{own}.{k}": v for k, v in backbone.norm.state_dict().items()}
-        net.load_state_dict(state)
-    return net
-
-
-def shake(module: torch.nn.Module) -> None:
-    """Weights away from their start values, where a norm or a scale left out would not show."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            p.add_((0.5 if p.dim() == 1 or "relative" in name else 0.02) * noise)
 
 
 @pytest.fixture
@@ -79,9 +23,6 @@ def cfg() -> CfgNode:
     cfg.MODEL.FX.TRUNK.NAME = "swin_t"
     cfg.MODEL.FX.TRUNK.KWARGS = CfgNode({"embed_dim": 24, "depths": [1, 1, 1, 1]})
     return cfg
-
-
-# --- the network and its taps ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -249,82 +190,12 @@ def test_networks_without_a_row(name):
     assert not [n for n, _ in trunk.named_parameters() if "conv_head" in n or "classifier" in n]
 
 
-# --- training switches ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", TINY)
-def test_checkpointing_recomputes_and_changes_no_gradient(family):
-    x = torch.randn(2, 3, 64, 64)
-    gradients, calls = [], []
-    for on in (False, True):
-        backbone = tiny(family, grad_checkpoint=on, img_size=(64, 64)).train()
-        counted = [
-            m
-            for m in backbone.net.modules()
-            if "Block" in type(m).__name__ or type(m).__name__ == "Bottleneck"
-        ]
-        runs: list[int] = []
-        for module in counted:
-            # Before the block: recomputing stops as soon as it has what it needs.
-            module.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
-        torch.manual_seed(1)
-        features = backbone(x)
-        sum(f.square().mean() for f in features.values()).backward()
-        gradients.append({n: p.grad for n, p in backbone.net.named_parameters()})
-        calls.append(len(runs))
-    assert 0 < calls[0] < calls[1]
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", TINY)
-def test_drop_path_acts_in_training_only(family):
-    backbone = tiny(family, drop_path=0.3, img_size=(64, 64))
-    shake(backbone)  # a branch that starts as zero shows nothing
-    rates = [m.drop_prob for m in backbone.modules() if type(m).__name__ == "DropPath"]
-    assert max(rates) == pytest.approx(0.3)
-    x = torch.randn(8, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(backbone(x)["res5"], backbone(x)["res5"])
-        for m in backbone.modules():  # drop path alone, not BatchNorm
-            m.train(type(m).__name__ == "DropPath")
-        drawn = [backbone(x)["res5"] for _ in range(8)]
-        assert any(not torch.equal(drawn[0], d) for d in drawn[1:])
-    assert not any(type(m).__name__ == "DropPath" for m in tiny(family).modules())
-
-
-@torch.no_grad()
-def test_bf16_and_channels_last_give_the_same_features():
-    backbone = tiny("swin")
-    x = torch.randn(1, 3, 64, 64)
-    exact = backbone(x)
-    last = backbone.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    for name, value in exact.items():
-        torch.testing.assert_close(last[name], value, rtol=1e-4, atol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = backbone.pooled(backbone(x))
-    torch.testing.assert_close(rough.float(), backbone.pooled(exact), rtol=0.1, atol=0.1)
-
-
-@pytest.mark.parametrize("family", TINY)
-def test_layer_ids_name_every_parameter_from_the_stem_up(family):
-    backbone = tiny(family)
-    ids = backbone.layer_ids()
-    assert set(ids) == {name for name, _ in backbone.named_parameters()}
-    assert sorted(set(ids.values())) == list(range(max(ids.values()) + 1))
-    order = [i for name, i in ids.items() if name.startswith("net.")]
-    assert order[0] == 0 and ids[list(ids)[-1]] == max(ids.values())
-    assert order == sorted(order)
-
-
-# --- config ---------------------------------------------------------------------------------------
-
-
 def test_built_by_detectron2_from_a_config(cfg, tmp_path):
     file = tmp_path / "tiny.yaml"
     file.write_text(
-        "MODEL:\n  FX:\n    TRUNK:\n      DROP_PATH: 0.1\n      GRAD_CHECKPOINT: True\n"
-        "      KWARGS:\n        embed_dim: 12\n        depths: [1, 1, 1, 1]\n"
+        "MODEL:\n  FX:\n    TRUNK:\n      DROP_PATH: 0.1\n      NORM: none\n"
+        "      GRAD_CHECKPOINT: True\n      KWARGS:\n"
+        "        embed_dim: 12\n        depths: [1, 1, 1, 1]\n"
     )
     cfg.merge_from_file(str(file))
     backbone = build_backbone(cfg)
@@ -332,6 +203,9 @@ def test_built_by_detectron2_from_a_config(cfg, tmp_path):
     assert [s.channels for s in backbone.output_shape().values()] == [12, 24, 48, 96]
     assert [s.stride for s in backbone.output_shape().values()] == [4, 8, 16, 32]
     assert backbone.net.layers[0].grad_checkpointing
+    rates = [m.drop_prob for m in backbone.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.1)
+    assert isinstance(backbone.norm, torch.nn.Identity)
 
 
 def test_one_channel_images(cfg):
@@ -364,277 +238,3 @@ def test_bad_names_and_arguments_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         TimmBackbone(**arguments)
     assert "\n" not in str(caught.value)
-
-
-# --- presets at their real size -------------------------------------------------------------------
-
-
-def real_size(preset: str) -> tuple[TimmBackbone, dict[str, torch.Size], torch.Size]:
-    """Shapes at 64 x 96 px, without weights and without computing anything."""
-    with torch.device("meta"):
-        backbone = TimmBackbone(name=preset, img_size=(64, 96), drop_path=0.2)
-        features = backbone(torch.zeros(2, 3, 64, 96))
-    pooled = backbone.pooled(features)
-    return backbone, {k: v.shape for k, v in features.items()}, pooled.shape
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_at_their_real_size_and_as_documented(preset):
-    """Strides, channels, size and licence of every preset are what docs/backbones.md says."""
-    backbone, shapes, pooled = real_size(preset)
-    channels = [s.channels for s in backbone.output_shape().values()]
-    strides = (4, 8, 16, 32)
-    assert list(shapes.values()) == [
-        (2, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=True)
-    ]
-    assert pooled == (2, channels[-1])
-
-    page = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
-    row = next(line for line in page.splitlines() if line.startswith(f"| `{preset}` "))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    facts = timm.models.get_pretrained_cfg(backbone.network)
-    assert cells[1] == f"`{backbone.network}`"
-    assert cells[2] == " / ".join(map(str, channels))
-    assert cells[3] == f"{sum(p.numel() for p in backbone.parameters()) / 1e6:.1f}"
-    assert cells[4] == getattr(backbone.net, "output_fmt", "NCHW")
-    assert cells[5].startswith("fixed at build" if backbone.built_size else "any")
-    assert cells[6] == f"{facts.mean[0]:g}.. / {facts.std[0]:g}.."
-    assert cells[7].lower() == facts.license
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@torch.no_grad()
-def test_presets_compute_at_their_real_size(preset):
-    backbone = TimmBackbone(name=preset, img_size=(64, 64)).eval()
-    features = backbone(torch.randn(1, 3, 64, 64))
-    assert all(f.isfinite().all() and f.std() > 0 for f in features.values())
-    assert backbone.pooled(features).isfinite().all()
-
-
-# --- weights --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def trained() -> dict[str, torch.Tensor]:
-    """A tiny Swin's state dict as timm names it, with a classifier."""
-    torch.manual_seed(5)
-    net = plain("swin", num_classes=7)
-    shake(net)
-    return net.state_dict()
-
-
-def assert_trained(backbone: TimmBackbone, trained: dict[str, torch.Tensor]) -> None:
-    own = backbone.net.state_dict()
-    assert all(torch.equal(own[k], trained[k]) for k in own)
-    assert torch.equal(backbone.norm.weight, trained["norm.weight"])
-    assert torch.equal(backbone.norm.bias, trained["norm.bias"])
-
-
-@pytest.mark.parametrize(
-    ("prefix", "inside"),
-    [
-        ("", None),
-        ("module.", "teacher"),  # Ark
-        ("backbone.0.", "teacher_model"),  # Foundation X
-        ("trunk.net.", "model"),
-    ],
-)
-def test_weights_from_a_file_of_any_wrapping(tmp_path, trained, prefix, inside):
-    state = {f"{prefix}{k}": v for k, v in trained.items()}
-    state["projector.0.weight"] = torch.zeros(4, 4)
-    file = tmp_path / "weights.pth"
-    wrong = {k: torch.zeros_like(v) for k, v in state.items()}
-    content = state if inside is None else {inside: state, "student": wrong, "epoch": 3}
-    torch.save(content, file)
-    backbone = tiny("swin", pretrained=str(file))
-    assert_trained(backbone, trained)
-    report = backbone.weights_report
-    assert report.complete and len(report.loaded) == len(tiny("swin").state_dict())
-    assert report.unused == ("projector.0.weight",)
-    assert str(file) in str(report) and (inside is None or f"['{inside}']" in str(report))
-
-
-def test_weights_from_safetensors_and_old_names(tmp_path, trained):
-    """Names of the original Swin: downsampling at the end of a stage, position indices stored."""
-
-    def old(name: str) -> str:
-        return re.sub(
-            r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name
-        )
-
-    state = {old(k): v.contiguous() for k, v in trained.items()}
-    assert "layers.0.downsample.reduction.weight" in state
-    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
-    file = tmp_path / "weights.safetensors"
-    save_file(state, file)
-    backbone = tiny("swin", pretrained=str(file))
-    assert_trained(backbone, trained)
-    assert backbone.weights_report.complete
-
-
-def test_the_report_names_what_did_not_load(tmp_path, trained, caplog):
-    lacking = {k: v for k, v in trained.items() if k != "norm.bias"}
-    lacking["layers.3.blocks.0.mlp.fc1.bias"] = torch.zeros(5)
-    lacking["extra.weight"] = torch.zeros(2)
-    file = tmp_path / "weights.safetensors"
-    save_file(lacking, file)
-    backbone = tiny("swin", pretrained=str(file))
-    report = backbone.weights_report
-    assert not report.complete
-    assert report.missing == ("norm.bias",) and report.unused == ("extra.weight",)
-    assert report.mismatched == ("layers.3.blocks.0.mlp.fc1.bias ((5,), (768,))",)
-    assert torch.equal(backbone.norm.weight, trained["norm.weight"])
-    assert "1 still random, absent in the file: norm.bias" in caplog.text
-
-
-@pytest.mark.parametrize("family", ["swin", "tresnet", "resnet"])
-@torch.no_grad()
-def test_a_stem_for_one_channel_answers_as_the_colour_stem_to_grey(tmp_path, family):
-    """From 3 to 1 and back: the same features for the grey image and the grey image three times."""
-    colour = tiny(family)
-    shake(colour)
-    file = tmp_path / "weights.pth"
-    torch.save(plain(family, colour).state_dict(), file)
-    grey = tiny(family, in_channels=1, pretrained=str(file))
-    x = torch.rand(1, 1, 64, 64)
-    expected = colour(x.repeat(1, 3, 1, 1))["res5"]
-    torch.testing.assert_close(grey(x)["res5"], expected, rtol=1e-4, atol=1e-4)
-    assert "from" in str(grey.weights_report.adapted) and grey.weights_report.complete
-    if family != "tresnet":  # its stem folds pixels into channels: see the docs
-        torch.save(
-            grey.net.state_dict() | {f"norm.{k}": v for k, v in grey.norm.state_dict().items()},
-            file,
-        )
-        again = tiny(family, pretrained=str(file))
-        torch.testing.assert_close(
-            again(x.repeat(1, 3, 1, 1))["res5"], expected, rtol=1e-4, atol=1e-4
-        )
-
-
-class Planted:
-    """A pickle that would run code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_bad_files_are_one_clear_line(tmp_path, trained):
-    mark = tmp_path / "executed"
-    code, cut = tmp_path / "code.pth", tmp_path / "cut.pth"
-    with code.open("wb") as stream:
-        pickle.dump({"model": Planted(mark)}, stream, protocol=2)
-    torch.save(trained, cut)
-    cut.write_bytes(cut.read_bytes()[:1000])
-    (tmp_path / "bad.safetensors").write_bytes(b"not at all")
-    (tmp_path / "empty.pth").write_bytes(b"")
-    torch.save({"epoch": 3, "args": "none"}, tmp_path / "none.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    torch.save(plain("resnet").state_dict(), tmp_path / "resnet.pth")
-    torch.save(
-        plain("swin", embed_dim=48).state_dict() | {"n": torch.zeros(1)}, tmp_path / "wide.pth"
-    )
-    torch.save(plain("swin", depths=(1, 1, 9, 2)).state_dict(), tmp_path / "deep.pth")
-    for name, message in {
-        "absent.pth": "no file",
-        "code.pth": "needs code to be loaded, which is refused.*safetensors",
-        "cut.pth": "cut.pth",
-        "bad.safetensors": "is no safetensors file",
-        "empty.pth": "empty.pth",
-        "none.pth": "holds no weights.*epoch, args",
-        "list.pth": "holds no weights",
-        "resnet.pth": "SwinTransformer are in .*resnet.pth.*MODEL.FX.TRUNK.NAME",
-        "wide.pth": "wide.pth",
-        "deep.pth": "deep.pth does not fit SwinTransformer",
-    }.items():
-        with pytest.raises(WeightsError, match=message) as caught:
-            tiny("swin", pretrained=str(tmp_path / name))
-        assert "\n" not in str(caught.value)
-    assert not mark.exists()
-
-
-# --- the model hub, of which none is reached ------------------------------------------------------
-
-
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def refused(match: str, **arguments: Any) -> float:
-    """Seconds until asking for published weights failed."""
-    start = time.monotonic()
-    with pytest.raises(WeightsError, match=match) as caught:
-        tiny("swin", pretrained="timm", **arguments)
-    assert "\n" not in str(caught.value)
-    return time.monotonic() - start
-
-
-def test_published_weights_switched_off(empty_cache, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    message = "HF_HUB_OFFLINE, and timm/swin_tiny_patch4_window7_224.ms_in1k is not in.*Download"
-    assert refused(message) < 5
-
-
-def test_published_weights_without_a_network(empty_cache, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with socket.socket() as listener:  # a port that nobody answers on
-        listener.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        assert refused("cannot be reached .*refused") < 5
-
-
-def test_published_weights_from_a_silent_host(empty_cache, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(weights, "HUB_TIMEOUT_S", 0.5)
-    with socket.socket() as listener:  # takes the call and says nothing
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        assert refused("cannot be reached .*timed out|no answer") < 5
-
-
-def test_published_weights_that_the_host_does_not_have(empty_cache, monkeypatch):
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            asked.append(self.path.rpartition("/")[2])
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.end_headers()
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        host = f"http://127.0.0.1:{server.server_port}"
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, host)
-        monkeypatch.setattr(constants, "ENDPOINT", host)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        assert refused("gave no file .*404.*Download") < 20
-        server.shutdown()
-    assert {"model.safetensors", "pytorch_model.bin"} <= set(asked)
-
-
-def test_published_weights_in_the_local_cache_need_no_network(empty_cache, monkeypatch, trained):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    repo = empty_cache / "models--timm--swin_tiny_patch4_window7_224.ms_in1k"
-    snapshot = repo / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("0" * 40)
-    save_file({k: v.contiguous() for k, v in trained.items()}, snapshot / "model.safetensors")
-    assert_trained(tiny("swin", pretrained="timm"), trained)
-
-
-def test_a_network_without_published_weights(empty_cache):
-    with pytest.raises(WeightsError, match="no weights of coatnet_0_224 on the model hub"):
-        TimmBackbone(name="coatnet_0_224", pretrained="timm", kwargs=TINY["coatnet"][1])

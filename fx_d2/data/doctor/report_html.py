@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Iterator
 from textwrap import shorten
 
-import cv2
-import numpy as np
-
 from ..draw import draw_record
 from ..errors import DataError
+from ..html_page import document, picture_tag
 from .examination import Examination
 from .findings import CHECKS, Finding, Report
 
@@ -21,25 +18,13 @@ _PICTURE_PX = 220
 _VERDICTS = {0: "No errors", 1: "Errors found"}
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1180px; padding: 24px;
-       background: #f6f7f9; color: #1c2128; }
-h1 { font-size: 24px; margin: 0 0 4px } h2 { font-size: 18px; margin: 0 }
-.verdict { padding: 12px 16px; border-radius: 8px; color: #fff; margin: 12px 0 }
-.ok { background: #1f7a4d } .bad { background: #b3261e }
-table { border-collapse: collapse; width: 100%; font-size: 13px }
-td, th { text-align: left; padding: 4px 8px; border-bottom: 1px solid #e3e6ea; vertical-align: top }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 td.path { font-family: ui-monospace, monospace; font-size: 12px; overflow-wrap: anywhere }
-section { background: #fff; border-radius: 8px; padding: 14px 16px; margin: 14px 0;
-          border-left: 6px solid #8a94a3 }
-section.error { border-color: #b3261e } section.warning { border-color: #c98a00 }
+section.error { border-color: var(--bad) } section.warning { border-color: var(--warn) }
 .tag { font-size: 12px; border-radius: 4px; padding: 1px 7px; color: #fff; background: #8a94a3 }
-.tag.error { background: #b3261e } .tag.warning { background: #a87300 }
-.what { margin: 4px 0; color: #444c56 } .fix { margin: 4px 0 8px }
+.tag.error { background: var(--bad) } .tag.warning { background: var(--warn) }
+.fix { margin: 4px 0 8px }
 .pictures { display: flex; flex-wrap: wrap; gap: 8px; margin: 8px 0 }
-figure { margin: 0 } figcaption { font-size: 12px; max-width: 340px; overflow-wrap: anywhere }
-img { display: block; border-radius: 4px; max-height: 260px }
-details summary { cursor: pointer; color: #444c56 }
+figcaption { max-width: 340px } img { max-height: 260px }
 """
 
 
@@ -48,14 +33,13 @@ def render_html(report: Report, exam: Examination) -> str:
     groups = report.by_check()
     body = "".join(_check_section(check, found, exam) for check, found in groups.items())
     clean = [check for check in report.checks if check not in groups]
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width'>"
-        f"<title>fx_d2 doctor</title><style>{_STYLE}</style>"
+    return document(
+        "fx_d2 doctor",
         f"<h1>Dataset report</h1><div>{html.escape(report.root)}</div>"
         f"{_verdict(report)}{_sources(report)}{body}"
         f"<section><h2>Checks without a finding</h2><p class=what>{html.escape(', '.join(clean))}"
-        "</p></section></html>\n"
+        "</p></section>",
+        _STYLE,
     )
 
 
@@ -131,12 +115,6 @@ def _pictures(findings: list[Finding], exam: Examination) -> Iterator[str]:
             picture = draw_record(record, source, size_px=_PICTURE_PX)
         except (DataError, ValueError, IndexError, KeyError, TypeError):
             continue  # an offender that cannot even be drawn stands in the table
-        ok, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]))
-        if ok:
-            packed = base64.b64encode(data.tobytes()).decode("ascii")
-            words = f"{source.key} {record['image_id']}: {finding.found}"
-            caption = html.escape(shorten(words, 180, placeholder=" ..."))
-            yield (
-                f"<figure><img alt='' src='data:image/jpeg;base64,{packed}'>"
-                f"<figcaption>{caption}</figcaption></figure>"
-            )
+        words = f"{source.key} {record['image_id']}: {finding.found}"
+        caption = html.escape(shorten(words, 180, placeholder=" ..."))
+        yield f"<figure>{picture_tag(picture)}<figcaption>{caption}</figcaption></figure>"

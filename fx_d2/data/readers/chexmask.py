@@ -40,6 +40,8 @@ _SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
 _LINE_BYTES = 1 << 22  # the longest real rows have some 100,000
 _BAR_BYTES = 200 << 20  # about two seconds of reading
 
+OPTIONS = ("masks_folder", "min_dice_rca")
+
 
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of part ``train`` or ``test``.

@@ -100,6 +100,9 @@ def _views(frame: pd.DataFrame, images: pd.Series) -> list[str | None]:
     return ["LL" if side else (view or None) for side, view in pairs]
 
 
+OPTIONS = ("views",)
+
+
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of part ``train``, ``valid`` or ``test``; one table row is one image.
 

@@ -30,6 +30,8 @@ from .base import (
 _KEYS = ("dicom_id", "subject_id", "study_id", "ViewPosition", "path")
 _PATH = re.compile(r"files/p\d{2}/p(\d{8})/s(\d{8})/([0-9a-f]{8}(?:-[0-9a-f]{8}){4})\.jpg")
 
+OPTIONS = ("labels_folder", "views")
+
 
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of part ``train``, ``development`` or ``test``.

@@ -125,6 +125,9 @@ def _study_labels(
     return labels, good
 
 
+OPTIONS = ("labels", "views")
+
+
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of part ``train``, ``validate`` or ``test``; an image without labels has NaN.
 

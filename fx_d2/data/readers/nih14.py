@@ -110,6 +110,9 @@ def _read_boxes(request: ReadRequest, path: Path) -> dict[str, list[dict]]:
     return {name: boxes for name, boxes in found.items() if name not in spoilt}
 
 
+OPTIONS = ("views",)
+
+
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of part ``train_val`` or ``test``, in the order of the official list.
 

@@ -92,6 +92,9 @@ def _row(row: dict, index: int, table: Path) -> list[float] | None:
     return fit_box(x, y, x + w, y + h, frame=None, file=table, row=line)
 
 
+OPTIONS = ("version",)
+
+
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of the one part ``all``.
 

@@ -41,6 +41,8 @@ from .base import (
 
 _FIX = "correct this file; fx_d2/data/readers/plain.py describes it"
 
+OPTIONS = ("table", "images", "boxes", "masks", "label_column")
+
 
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of a part: the rows whose ``split`` is the part, or every row for ``all``.

@@ -19,6 +19,8 @@ _TABLES = ("stage_2_train.csv", "train-rle.csv", "stage_1_train.csv")
 _IMAGE_ID = re.compile(r"\d+(\.\d+)+|ID_[0-9a-f]+")
 _HOMES = ("", "siim", "pneumothorax", "siim-acr-pneumothorax-segmentation")
 
+OPTIONS = ("table",)
+
 
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of the one part ``train``: every labelled image, whichever stage it came with.

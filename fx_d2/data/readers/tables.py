@@ -105,32 +105,16 @@ def _undecodable_line(path: Path) -> int | None:
     return None
 
 
-def read_table(
-    path: Path,
-    *,
-    required: Sequence[str] = (),
-    header: Sequence[str] | None = None,
-    usecols: Iterable[str] | None = None,
+def _parsed(
+    path: Path, header: Sequence[str] | None, usecols: Iterable[str] | None
 ) -> pd.DataFrame:
-    """Read a CSV table as strings, blanks around names and cells removed; blank cells are ``""``.
-
-    Cells stay text, so that a column of labels with one stray word is reported with its row instead
-    of turning the whole column into something else. Columns are found by name; ``header`` names
-    them where the file has none. A row with fewer cells than the others is an error: it is what the
-    last row of a truncated file looks like, and pandas would fill in blanks.
-
-    Args:
-        path: the file; ``.gz`` is unpacked on the fly.
-        required: columns that must be there (after stripping blanks from names).
-        header: column names of a file without a header line.
-        usecols: read only these columns (saves memory on wide tables).
-    """
+    """The cells as text, with what is wrong with the file told by its name."""
     wanted = None if usecols is None else set(usecols)
     try:
         _check_cells(path, header)
         with warnings.catch_warnings():  # about blank last cells, which are checked above
             warnings.simplefilter("ignore", pd.errors.ParserWarning)
-            frame = pd.read_csv(
+            return pd.read_csv(
                 path,
                 dtype=str,
                 keep_default_na=False,
@@ -160,22 +144,49 @@ def read_table(
         raise DataError(
             f"not a table ({exc})", file=path, expected="a CSV file", fix=RESTORE_FILE
         ) from exc
-    frame.columns = [str(name).strip() for name in frame.columns]  # SIIM: " EncodedPixels"
-    for name in frame.columns:
-        frame[name] = frame[name].str.strip()
-    missing = [name for name in required if name not in frame.columns]
+
+
+def _check_columns(path: Path, columns: Sequence[str], required: Sequence[str]) -> None:
+    missing = [name for name in required if name not in columns]
     if missing:
-        if usecols is not None:  # say what else the header has
-            read_table(path, required=required)
-        near = difflib.get_close_matches(missing[0], list(frame.columns), n=1)
+        near = difflib.get_close_matches(missing[0], columns, n=1)
         hint = f" (is it {near[0]!r}?)" if near else ""
         raise DataError(
-            f"no column {missing[0]!r}{hint}; the header reads {list(frame.columns)[:20]}",
+            f"no column {missing[0]!r}{hint}; the header reads {columns[:20]}",
             file=path,
             row=1,
             expected=f"columns {list(required)}",
             fix="is this the right file, with its header line?",
         )
+
+
+def read_table(
+    path: Path,
+    *,
+    required: Sequence[str] = (),
+    header: Sequence[str] | None = None,
+    usecols: Iterable[str] | None = None,
+) -> pd.DataFrame:
+    """Read a CSV table as strings, blanks around names and cells removed; blank cells are ``""``.
+
+    Cells stay text, so that a column of labels with one stray word is reported with its row instead
+    of turning the whole column into something else. Columns are found by name; ``header`` names
+    them where the file has none. A row with fewer cells than the others is an error: it is what the
+    last row of a truncated file looks like, and pandas would fill in blanks.
+
+    Args:
+        path: the file; ``.gz`` is unpacked on the fly.
+        required: columns that must be there (after stripping blanks from names).
+        header: column names of a file without a header line.
+        usecols: read only these columns (saves memory on wide tables).
+    """
+    frame = _parsed(path, header, usecols)
+    frame.columns = [str(name).strip() for name in frame.columns]  # SIIM: " EncodedPixels"
+    for name in frame.columns:
+        frame[name] = frame[name].str.strip()
+    if usecols is not None and not set(required) <= set(frame.columns):
+        read_table(path, required=required)  # raises, and says what else the header has
+    _check_columns(path, list(frame.columns), required)
     return frame.fillna("")
 
 

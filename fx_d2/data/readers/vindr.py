@@ -57,6 +57,9 @@ class _Image:
     said: set[tuple[str, str]] = field(default_factory=set)  # (class, reader) of the box table
 
 
+OPTIONS = ("min_readers", "fuse_iou")
+
+
 def read(request: ReadRequest) -> Iterator[Record]:
     """Records of part ``train`` or ``test``.
 

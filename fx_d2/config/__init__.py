@@ -1,0 +1,25 @@
+"""Every config key of fx_d2: declared once, with its default and the reason beside it.
+
+Section numbers refer to the Foundation X paper as summarised in the docs of that system. A preset
+states only what differs from here.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+from fx_d2.data.lesion_mix.keys import add_lesion_mix_keys
+
+from .data import add_data
+from .model import add_model
+from .training import add_training
+
+__all__ = ["add_fx_config"]
+
+
+def add_fx_config(cfg: CN) -> None:
+    """Add the keys of fx_d2 to a Detectron2 config, in place."""
+    add_data(cfg)
+    add_lesion_mix_keys(cfg)
+    add_model(cfg)
+    add_training(cfg)
