@@ -194,8 +194,8 @@ class FxMapper:
         source = get_source(record["source"])
         loaded = self.reader.read(record)
         if self.lesion_mix is not None:
-            masks = "seg" in tasks or ("loc" in tasks and source.instance_masks)
-            record, loaded = self.lesion_mix(record, loaded, self.seed, position, masks=masks)
+            shapes = "seg" in tasks or ("loc" in tasks and source.instance_masks)
+            record, loaded = self.lesion_mix(record, loaded, self.seed, position, masks=shapes)
         height, width = self._original_size(record, loaded)
         grey = normalise(loaded, self.intensity)
         with seeded_globals(self.seed, "augment", *position):
