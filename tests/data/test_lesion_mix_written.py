@@ -36,6 +36,7 @@ KEYS = [
     *("INPUT.FX.LESION_MIX.TARGET", "8", "INPUT.FX.LESION_MIX.MAX_DIFF", "2"),
     *("INPUT.FX.LESION_MIX.MIN_R", "-1", "DATASETS.TRAIN", "('cxr_lt_train',)"),
     *("INPUT.FX.SIZE", "64", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
+    *("INPUT.FX.AUG.CLS.CROP_SCALE", "[1.0, 1.0]"),  # a crop may leave the lesion out
 ]
 
 
