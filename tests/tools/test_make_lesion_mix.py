@@ -109,7 +109,6 @@ def test_only_prepared(tmp_path: Path, capsys) -> None:
     [
         (["INPUT.FX.LESION_MIX.ALPHA", "1.01"], WRONG_USE, "ALPHA is 1.01; allowed: [0, 1]"),
         (["INPUT.FX.LESION_MIX.SHAPE", "bax"], WRONG_USE, "Did you mean 'box'"),
-        (["INPUT.FX.LESION_MIX.TARGET", "0.0001"], WRONG_USE, "no class is short"),
         (["INPUT.FX.LESION_MIX.BANK", "('cxr_lt_train',)"], FAILED, "has no boxes to cut"),
         (["INPUT.FX.LESION_MIX.BANK", "('chestx_det_test',)"], FAILED, "there to evaluate on"),
         (["INPUT.FX.LESION_MIX.BASE", "('chestx_dt_train',)"], FAILED, "no dataset"),
