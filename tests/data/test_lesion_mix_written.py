@@ -236,7 +236,7 @@ def planner(made, **changes) -> tuple[Planner, np.ndarray]:
 
 @pytest.mark.parametrize("policy", ["base", "skip", "error"])
 def test_a_class_without_patches(made, policy) -> None:
-    plans, labels = planner(made, on_missing=policy, target=60.0)
+    plans, labels = planner(made, on_missing=policy, target=60.0, max_per_base=0)
     kitchen = plans.kitchen
     carried = labels[plans.by_arm["mixup"]].sum(axis=0)
     wanted = (carried > 0) & (plans.short(label_counts(labels)) > 0)
@@ -248,7 +248,8 @@ def test_a_class_without_patches(made, policy) -> None:
             list(plans.plan(stock, 0))
         return
     served = {item.served for item in plans.plan(stock, 0)}
-    assert (index in served) == (policy == "base")
+    # A rarer finding of the same images may serve the class on the way.
+    assert bool(served & set(np.flatnonzero(~kitchen.has_patches))) == (policy == "base")
     if policy == "skip":
         assert plans.unserved[name] == "no patch in the bank (ON_MISSING 'skip')"
 
