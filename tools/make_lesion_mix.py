@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--workers", type=whole(1), default=1, help="processes (default 1)")
     add("--prepare-only", action="store_true", help="only the bank and the statistics")
     add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config, SEED among them")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def report(ready: Ready, written: Written, args: argparse.Namespace, seed: int) -> int:

@@ -40,7 +40,7 @@ from .transforms import (
 
 Position = tuple[int | str, ...]
 # What an image may be known by beside its pixels; some heads are told.
-CONTEXT_KEYS = ("synthetic", "view", "body_part")
+CONTEXT_KEYS = ("view", "body_part")
 
 
 class ImageReader(Protocol):
@@ -86,7 +86,7 @@ class FxMapper:
     * ``synthetic``: whether lesions were pasted onto it;
     * ``content_size``: (h, w) of the image within H x W; the rest is padding at the right and
       bottom;
-    * ``synthetic``, ``view``, ``body_part``: of the record, absent where it does not state them;
+    * ``view``, ``body_part``: of the record, absent where it does not state them;
     * ``task``: the task, or a tuple of tasks at evaluation;
     * ``labels``: float32 (C,) over the source's ``cls_classes``, NaN where there is no target;
     * ``instances``: with ``gt_boxes``, ``gt_classes`` and, where the source has them, ``gt_masks``
@@ -194,8 +194,8 @@ class FxMapper:
         source = get_source(record["source"])
         loaded = self.reader.read(record)
         if self.lesion_mix is not None:
-            masks = "seg" in tasks or ("loc" in tasks and source.instance_masks)
-            record, loaded = self.lesion_mix(record, loaded, self.seed, position, masks=masks)
+            shapes = "seg" in tasks or ("loc" in tasks and source.instance_masks)
+            record, loaded = self.lesion_mix(record, loaded, self.seed, position, masks=shapes)
         height, width = self._original_size(record, loaded)
         grey = normalise(loaded, self.intensity)
         with seeded_globals(self.seed, "augment", *position):

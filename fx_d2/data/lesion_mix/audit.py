@@ -65,7 +65,7 @@ def audit(
     change = compare(before, after)
     pair = [classes[i] for i in change.pair]
     shares = _source_shares(written, prepared)
-    counts = {
+    counts: dict[str, dict[str, Any]] = {
         name: {"before": int(b), "after": int(a), "pasted": int(sum(shares[name].values()))}
         for name, b, a in zip(classes, label_counts(original), label_counts(whole), strict=True)
     }

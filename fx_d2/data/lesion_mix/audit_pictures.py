@@ -36,10 +36,12 @@ def draw_examples(
 
 
 def _with_truth(image: np.ndarray, row: dict[str, Any]) -> Scene:
-    scene = Scene(image, title="boxes: not annotated on this base" if row["boxes"] is None else "")
-    for entry in row["boxes"] or ():
+    """Boxes of what was pasted, and the masks where the base leaves no lesion unknown."""
+    scene = Scene(image, title="pasted" + (", base not annotated" if row["boxes"] is None else ""))
+    for entry in row["pasted"]:
         x0, y0, x1, y1 = entry["box"]
         scene.boxes.append((entry["class"], (x0, y0, x1, y1), ""))
+    for entry in row["boxes"] or ():
         if "mask" in entry:
             mask = load_mask(entry["mask"], row["height"], row["width"])
             scene.outlines.append((entry["class"], mask))

@@ -7,6 +7,7 @@ them for certain, is mapped to none: a wrong label is worse than a patch less.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,11 +32,13 @@ _SAME = (
 )
 
 
+@lru_cache(maxsize=1024)
 def plain(name: str) -> str:
     """``name`` without case and underscores, for comparing."""
     return name.replace("_", " ").strip().lower()
 
 
+@lru_cache(maxsize=1024)
 def is_no_finding(name: str) -> bool:
     """Whether a class says that there is nothing."""
     return plain(name) in _NOTHING
@@ -87,22 +90,26 @@ def is_finding_free(labels: np.ndarray, classes: Sequence[str]) -> bool:
         classes: their names. With a class such as No Finding that one has to be 1, else every
             label has to be known; nothing may be positive or uncertain, devices apart.
     """
-    says_so = False
-    for name, value in zip(classes, labels, strict=True):
-        if is_no_finding(name):
-            says_so = value == 1
-        elif plain(name) not in _NO_DISEASE and (value == UNCERTAIN or value > 0):
-            return False
-    has_class = any(is_no_finding(name) for name in classes)
-    return bool(says_so if has_class else not np.isnan(labels).any())
+    nothing, disease = _kinds(tuple(classes))
+    found = labels[disease]
+    if ((found == UNCERTAIN) | (found > 0)).any():
+        return False
+    return bool((labels[nothing] == 1).all() if len(nothing) else not np.isnan(labels).any())
+
+
+@lru_cache(maxsize=64)
+def _kinds(classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the classes are that say that nothing was found, and those of diseases."""
+    nothing = [i for i, name in enumerate(classes) if is_no_finding(name)]
+    disease = [
+        i for i, name in enumerate(classes) if i not in nothing and plain(name) not in _NO_DISEASE
+    ]
+    return np.array(nothing, dtype=np.int64), np.array(disease, dtype=np.int64)
 
 
 def has_disease(labels: np.ndarray, classes: Sequence[str]) -> bool:
     """Whether a disease is positive."""
-    return any(
-        value == 1 and not is_no_finding(name) and plain(name) not in _NO_DISEASE
-        for name, value in zip(classes, labels, strict=True)
-    )
+    return bool((labels[_kinds(tuple(classes))[1]] == 1).any())
 
 
 def union(

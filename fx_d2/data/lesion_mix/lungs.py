@@ -17,12 +17,12 @@ from ..record import Record
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as shares of the frame
 
-_SIDE_PX = 96
+_SIDE_PX = 64
 # Where the lungs lie on an average frontal radiograph; for those on which they cannot be seen.
 USUAL: Box = (0.13, 0.12, 0.87, 0.80)
 _WHITE = 0.9
 # Shares of the middle of the film that a level leaves darker, from bright to dark.
-_LEVELS = tuple(np.linspace(0.8, 0.2, 13))
+_LEVELS = tuple(np.linspace(0.8, 0.2, 9))
 _LUNG_CLASSES = ("Left Lung", "Right Lung", "Lungs")
 
 
@@ -50,10 +50,10 @@ def _seen(grey: npt.NDArray[np.float32]) -> Box | None:
     """Two dark fields, one beside each other, that do not belong to the dark outside the body."""
     rows, columns = _without_white_bars(grey)
     small = cv2.resize(grey[rows, columns], (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), 1.2)
+    small = cv2.GaussianBlur(small, (0, 0), 0.8)
     centre = small[_SIDE_PX // 8 : -_SIDE_PX // 4, _SIDE_PX // 8 : -_SIDE_PX // 8]
     levels = np.quantile(centre, _LEVELS)
-    spine = cv2.GaussianBlur(small[_SIDE_PX // 4 : _SIDE_PX * 5 // 8], (0, 0), 3).mean(axis=0)
+    spine = cv2.GaussianBlur(small[_SIDE_PX // 4 : _SIDE_PX * 5 // 8], (0, 0), 2).mean(axis=0)
     near = slice(_SIDE_PX * 3 // 8, _SIDE_PX * 5 // 8)
     middle = near.start + int(np.argmax(spine[near]))
     lungs = np.zeros((_SIDE_PX, _SIDE_PX), dtype=bool)
@@ -94,7 +94,7 @@ def _dark_field(
     height, width = side.shape
     for level in levels:
         dark = (side < level).astype(np.uint8)
-        dark[:, -2:] = 0  # the trachea joins what belongs apart
+        dark[:, -1:] = 0  # the trachea joins what belongs apart
         _, names, stats, centres = cv2.connectedComponentsWithStats(dark, connectivity=4)
         for number in np.argsort(-stats[1:, cv2.CC_STAT_AREA]) + 1:
             x, y, w, h, area = stats[number]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,8 +36,9 @@ from .settings import MixSettings
 from .truth import Lesion, Truth
 
 # Percentiles of the base come from about this many pixels: the scale of a patch, no more.
-_SAMPLE_PIXELS = 1 << 14
+_SAMPLE_PIXELS = 1 << 12
 _LUNG_PX = 192
+_KEPT_LUNGS = 1 << 16
 _OPAQUE = 0.999
 
 
@@ -59,6 +62,11 @@ class LesionMixer:
 
     def __init__(self, base: Source, bank: PatchBank, settings: MixSettings) -> None:
         self.base, self.bank, self.settings = base, bank, settings
+        # Finding the lungs costs as much as two pastes, and they stay where they are.
+        self._kept: dict[tuple[str, tuple[int, ...]], Box | DoesNotFit] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": {}}
 
     def apply(self, record: Record, loaded: LoadedImage, recipe: Recipe) -> Mixed:
         """Paste what ``recipe`` says.
@@ -83,8 +91,9 @@ class LesionMixer:
             reason = "no patch"
             for paste in slot:
                 try:
-                    avoid = [*taken, *(box for _, box, _ in theirs or ())]
-                    blocked = avoid if paste.weight >= _OPAQUE else taken
+                    avoid: list[Sequence[float]] = [*taken]
+                    avoid += [box for _, box, _ in theirs or ()]
+                    blocked = avoid if paste.weight >= _OPAQUE else [*taken]
                     lesion = self._paste(pixels, paste, lungs, blocked, loaded, (low, high))
                 except DoesNotFit as exc:
                     reason = str(exc)
@@ -103,16 +112,28 @@ class LesionMixer:
     def _lungs(
         self, record: Record, pixels: npt.NDArray[np.float32], low: float, high: float
     ) -> Box:
-        side = max(1, max(pixels.shape) // _LUNG_PX)  # every nth pixel will do, and costs nothing
-        small = np.clip((pixels[::side, ::side] - low) / (high - low), 0, 1)
-        return placed_by(np.ascontiguousarray(small, dtype=np.float32), record, self.settings)
+        key = (record["image_id"], pixels.shape)
+        if key not in self._kept:
+            if len(self._kept) >= _KEPT_LUNGS:
+                self._kept.clear()
+            step = max(1, max(pixels.shape) // _LUNG_PX)  # every nth pixel will do
+            small = np.clip((pixels[::step, ::step] - low) / (high - low), 0, 1)
+            grey = np.ascontiguousarray(small, dtype=np.float32)
+            try:
+                self._kept[key] = placed_by(grey, record, self.settings)
+            except DoesNotFit as exc:
+                self._kept[key] = exc
+        found = self._kept[key]
+        if isinstance(found, DoesNotFit):
+            raise DoesNotFit(str(found))
+        return found
 
     def _paste(
         self,
         pixels: npt.NDArray[np.float32],
         paste: Paste,
         lungs: Box,
-        blocked: list[IntBox],
+        blocked: Sequence[Sequence[float]],
         loaded: LoadedImage,
         limits: tuple[float, float],
     ) -> Lesion:

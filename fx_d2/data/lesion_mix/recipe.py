@@ -65,7 +65,8 @@ class Kitchen:
         self.base, self.bank, self.settings = base, bank, settings
         self.need, self.phi = np.asarray(need, dtype=np.float64), np.abs(phi)
         self.classes = base.cls_classes
-        self.has_patches = np.array([bool(bank.by_label.get(c)) for c in self.classes])
+        self._numbers = [np.array(bank.by_label.get(c, ()), dtype=np.int64) for c in self.classes]
+        self.has_patches = np.array([bool(len(numbers)) for numbers in self._numbers])
 
     def arm_of(self, labels: np.ndarray, view: str | None) -> str | None:
         """The arm an image can be the base of; None for a lateral view, or neither nor."""
@@ -118,7 +119,7 @@ class Kitchen:
         return np.array([bool(len(self._of(label, usable))) for label in range(len(self.classes))])
 
     def _of(self, label: int, usable: np.ndarray | None) -> np.ndarray:
-        numbers = np.array(self.bank.by_label.get(self.classes[label], ()), dtype=np.int64)
+        numbers = self._numbers[label]
         return numbers if usable is None else numbers[usable[numbers]]
 
     def _first(self, rng: np.random.Generator, there: np.ndarray, usable: np.ndarray | None) -> int:

@@ -160,7 +160,10 @@ class MixSettings:
             raise ValueError(
                 f"unknown lesion mix setting {unknown[0]!r}.{did_you_mean(unknown[0], known)}"
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
+        }
+        return cls(**plain)
 
 
 def _key(name: str) -> str:
