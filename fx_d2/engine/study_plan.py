@@ -145,6 +145,8 @@ class _Planner:
 
     def _template(self, arm: Arm, head: str, body: Tree, where: str) -> _Template:
         cfg = loaded(body, where)
+        if not cfg.DATASETS.TEST:
+            raise ConfigError(f"{where}: DATASETS.TEST is empty; a study compares scores")
         steps = None
         if self._budget is not None:
             try:

@@ -243,7 +243,10 @@ class Runner:
                 bar.finish(job)
                 self._finished()
                 continue
-            self._fail(job, last_line(job.folder / LOG) or f"exit code {code}", outcome, bar)
+            said = last_line(job.folder / LOG)
+            # A run out of memory is killed without a word: its last line is about something else.
+            why = said if code > 0 else f"ended by signal {-code} after: {said}"
+            self._fail(job, why if code else f"left no {result_of(job).name}", outcome, bar)
 
     @staticmethod
     def _fail(job: Job, why: str, outcome: Outcome, bar: _Bar) -> None:

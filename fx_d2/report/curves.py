@@ -90,9 +90,13 @@ def _draw_points(axis: Axes, points: _Points, colour: str, *, smooth: bool) -> N
 
 
 def running_median(values: Sequence[float], window: int = _WINDOW) -> list[float]:
-    """The median of ``window`` values around each; fewer at the ends."""
-    half = window // 2
-    return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    """The median of ``window`` values around each.
+
+    Towards the ends fewer, as many on either side: a steep beginning stays one.
+    """
+    half, last = window // 2, len(values) - 1
+    reach = (min(half, i, last - i) for i in range(len(values)))
+    return [statistics.median(values[i - r : i + r + 1]) for i, r in enumerate(reach)]
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -135,7 +135,8 @@ def _tiles(report: Report) -> str:
             continue
         floor = report.floors.get(task)
         kind = "" if floor is None else " good" if mean >= floor else " bad"
-        words = f"mean {report.metrics[task]}, {_TASK_WORDS[task]}, {len(report.heads(task))} heads"
+        heads = len(report.heads(task))
+        words = f"mean {report.metrics[task]}, {_TASK_WORDS[task]}, {heads} head{'s' * (heads > 1)}"
         if floor is not None:
             words += f"; floor {floor:.2f}, {'reached' if mean >= floor else 'not reached'}"
         tiles.append(f"<div class='tile{kind}'><b>{mean:.3f}</b><span>{_text(words)}</span></div>")
@@ -202,8 +203,9 @@ def _curves(report: Report) -> str:
         return ""
     picture = image_tag(report.curves, "png", "losses and learning rate over iterations")
     return (
-        "<p class=what>A dot is the loss of one source, the line a running median. Shaded: the "
-        "phases of a cycle, darker where the trunk is locked; a thin line begins a cycle.</p>"
+        "<p class=what>A dot is the loss of one source, the line a running median. Shaded, "
+        "where there is a cycle: its phases, darker where the trunk is locked; a thin line begins "
+        "the next one.</p>"
         f"<div class=wide>{picture}</div>"
     )
 

@@ -139,6 +139,12 @@ def test_a_key_that_no_config_has_names_the_arm(tmp_path: Path):
         jobs_of(tmp_path, common={"DATASETS.TRAIN": ["rnsa_train"]})
 
 
+def test_what_is_not_scored_cannot_be_compared(tmp_path: Path):
+    arms = {"blind": {"overrides": {"DATASETS.TEST": []}}}
+    with pytest.raises(ConfigError, match=r"arms\.blind: DATASETS\.TEST is empty"):
+        jobs_of(tmp_path, arms=arms)
+
+
 def test_later_files_win(tmp_path: Path):
     layer = tmp_path / "layer.yaml"
     layer.write_text("SOLVER: {BASE_LR: 0.5, WEIGHT_DECAY: 0.5, MOMENTUM: 0.5}\n")

@@ -38,6 +38,10 @@ try:
     if "/odd/" in out:
         print("starting\\ntrain_net.py: error: the moon is full\\n")
         sys.exit(2)
+    if "/dead/" in out:
+        print("step 7")
+        sys.stdout.flush()
+        os.kill(os.getpid(), 9)
     if few:
         body = {"runs": []}
     else:
@@ -128,16 +132,22 @@ def test_what_is_called_and_at_most_so_many_at_once(tmp_path: Path, tools: Path)
 
 
 def test_a_failed_run_is_told_and_the_rest_goes_on(tmp_path: Path, tools: Path, capsys):
-    jobs = jobs_of(tmp_path, {"odd": {"then": {"t": FEW_SHOT}}, "b": None})
+    jobs = jobs_of(tmp_path, {"odd": {"then": {"t": FEW_SHOT}}, "b": None, "dead": None})
     found = runner(tmp_path, tools).run(jobs)
-    assert found.failed == {"odd seed 1": "train_net.py: error: the moon is full"}
+    assert found.failed == {
+        "odd seed 1": "train_net.py: error: the moon is full",
+        "dead seed 1": "ended by signal 9 after: step 7",
+    }
     assert [job.name for job in found.done] == ["b seed 1"]
     assert [job.name for job in found.skipped] == ["odd seed 1 t"]
     assert "FAILED: odd seed 1: train_net.py: error" in capsys.readouterr().err
-    assert [state_of(job) for job in jobs] == ["begun", "done", "to do"]
+    assert [state_of(job) for job in jobs] == ["begun", "done", "begun", "to do"]
     # It is tried again by the next call.
     runner(tmp_path, tools).run(jobs)
-    assert [Path(n[1]).parent.name for n in notes(tmp_path, "begin")] == ["odd", "b", "odd"]
+    assert [Path(n[1]).parent.name for n in notes(tmp_path, "begin")] == [
+        *("odd", "b", "dead"),
+        *("odd", "dead"),
+    ]
 
 
 def test_a_model_that_cannot_be_built_is_a_failed_run(tmp_path: Path, tools: Path):

@@ -63,5 +63,5 @@ def test_nothing_to_draw_is_said():
 
 
 def test_running_median_by_hand():
-    assert running_median([5.0, 1.0, 9.0, 2.0, 2.0], window=3) == [3.0, 5.0, 2.0, 2.0, 2.0]
+    assert running_median([5.0, 1.0, 9.0, 2.0, 2.0], window=3) == [5.0, 5.0, 2.0, 2.0, 2.0]
     assert running_median([4.0]) == [4.0]

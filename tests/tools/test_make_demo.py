@@ -66,12 +66,12 @@ def stopped(out: Path, when: Callable[[], bool]) -> str:
         start_new_session=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while not when():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    text = process.communicate(timeout=90)[0]
+    text = process.communicate(timeout=300)[0]
     assert process.returncode == 130, text
     return text
 
