@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tokenize
 from collections.abc import Iterator
 from io import StringIO
@@ -10,6 +11,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from fx_d2 import config
+from fx_d2.data.lesion_mix.settings import MixSettings
 from fx_d2.data.sources import SOURCES
 
 FOLDER = Path(config.__file__).parent
@@ -48,6 +50,12 @@ def written() -> str:
     return "\n".join(file.read_text("utf-8") for file in sorted(FOLDER.glob("*.py")))
 
 
+def explained_by_the_mix() -> set[str]:
+    """Keys that the docstring of the dataclass that declares them explains."""
+    said = re.findall(r"^ {8}((?:\w+, )*\w+): \S", str(MixSettings.__doc__), flags=re.MULTILINE)
+    return {name.upper() for names in said for name in names.split(", ")}
+
+
 def test_every_key_is_declared_with_a_reason():
     code = written()
     assert uncommented(code) == []
@@ -61,10 +69,13 @@ def test_the_modules_declare_every_key_there_is():
     config.add_fx_config(ours)
     added = set(leaves(ours)) - set(leaves(plain))
     said = " ".join(name for _, name in assignments(written()))
+    of_mix, explained = {n.upper() for n in MixSettings().to_dict()}, explained_by_the_mix()
     for name in added:
         group, _, key = name.rpartition(".")
         if group in ("DATASETS.ROOTS", "DATASETS.SPLIT_FILES") or "DATASETS.OPTIONS" in group:
             assert f"cfg.{group.split('.OPTIONS')[0]}" in said  # one line for all sources
+        elif group == "INPUT.FX.LESION_MIX" and key in of_mix:
+            assert key in explained, name  # one line for all fields
         else:
             assert f".{key}" in said, name
     assert set(leaves(plain)) <= set(leaves(ours))

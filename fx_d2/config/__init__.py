@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
-from fx_d2.data.lesion_mix.keys import add_lesion_mix_keys
-
 from .data import add_data
+from .lesion_mix import add_lesion_mix
 from .model import add_model
 from .training import add_training
 
@@ -20,6 +19,6 @@ __all__ = ["add_fx_config"]
 def add_fx_config(cfg: CN) -> None:
     """Add the keys of fx_d2 to a Detectron2 config, in place."""
     add_data(cfg)
-    add_lesion_mix_keys(cfg)
+    add_lesion_mix(cfg)
     add_model(cfg)
     add_training(cfg)

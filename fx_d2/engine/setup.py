@@ -18,7 +18,7 @@ from yacs.config import CfgNode as PlainNode
 import fx_d2
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.errors import DataError
-from fx_d2.data.lesion_mix.keys import settings_of
+from fx_d2.data.lesion_mix.settings import MixSettings
 from fx_d2.data.lesion_mix.written import register_written
 
 _MISMATCH = re.compile(r"Type mismatch \(<class '(?P<want>[\w.]+)'> vs\. <class '(?P<got>[\w.]+)'>")
@@ -56,7 +56,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     try:
-        settings_of(cfg)
+        MixSettings.from_config(cfg)
         register_written(cfg.DATASETS.LESION_MIX)  # before anything asks for their names
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc

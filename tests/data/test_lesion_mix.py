@@ -248,7 +248,7 @@ def test_settings_that_cannot_be_meant_are_refused(change, said) -> None:
         MixSettings(**change)
     assert MixSettings.from_dict(MIX.to_dict()) == MIX
     with pytest.raises(ValueError, match="Did you mean 'alpha'"):
-        MixSettings.from_dict({"ALPHAA": 1})
+        MixSettings.from_dict({"alphaa": 1})
 
 
 def test_classes_are_matched_by_finding_or_not_at_all() -> None:

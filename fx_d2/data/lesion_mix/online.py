@@ -9,7 +9,6 @@ from ..draws import rng_for
 from ..formats.contract import LoadedImage
 from ..record import Record
 from .build import Prepared, read_prepared
-from .keys import settings_of
 from .mixer import LesionMixer, Mixed
 from .place import DoesNotFit
 from .settings import MixSettings
@@ -32,7 +31,7 @@ class OnlineMix:
     @classmethod
     def from_config(cls, cfg: Any) -> OnlineMix | None:
         """The mix of a config, or None where ``PROB`` is 0."""
-        settings = settings_of(cfg)
+        settings = MixSettings.from_config(cfg)
         if not settings.prob:
             return None
         folder = cfg.INPUT.FX.LESION_MIX.FOLDER

@@ -17,7 +17,6 @@ from ..source import Source
 from .bank_build import build_bank, harvest
 from .build import Prepared, check_same, digest, read_prepared, write_prepared
 from .held_out import HeldOut, held_out_of, split_of
-from .keys import settings_of
 from .settings import MixSettings
 
 # They decide which patches there are; the other settings are free to change with a bank.
@@ -57,7 +56,7 @@ def prepare(cfg: Any, folder: Path, *, workers: int = 1, progress: bool = True) 
         DataError: a patch or base of a patient who is evaluated on, a source without boxes, a bank
             of other settings.
     """
-    node, settings = cfg.INPUT.FX.LESION_MIX, settings_of(cfg)
+    node, settings = cfg.INPUT.FX.LESION_MIX, MixSettings.from_config(cfg)
     base, records = _base_images(tuple(node.BASE))
     files = {key: path for key, path in cfg.DATASETS.SPLIT_FILES.items() if path}
     held_out = held_out_of((*node.BASE, *node.BANK), tuple(node.HELD_OUT), files)

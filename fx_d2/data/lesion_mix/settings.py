@@ -1,6 +1,6 @@
 """Every choice of the lesion mix: what the poster states, and what had to be reconstructed.
 
-``INPUT.FX.LESION_MIX`` in a config has the same names in capitals (:mod:`.keys`).
+``INPUT.FX.LESION_MIX`` in a config has the same names in capitals.
 """
 
 from __future__ import annotations
@@ -152,18 +152,23 @@ class MixSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MixSettings:
-        """The inverse of :meth:`to_dict`; keys of a config may be in capitals."""
+        """The inverse of :meth:`to_dict`."""
         known = {f.name for f in fields(cls)}
-        given = {key.lower(): value for key, value in values.items()}
-        unknown = sorted(set(given) - known)
+        unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(
                 f"unknown lesion mix setting {unknown[0]!r}.{did_you_mean(unknown[0], known)}"
             )
         plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in given.items()
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
         return cls(**plain)
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> MixSettings:
+        """The settings among the keys of ``INPUT.FX.LESION_MIX``."""
+        node = cfg.INPUT.FX.LESION_MIX
+        return cls.from_dict({f.name: node[f.name.upper()] for f in fields(cls)})
 
 
 def _key(name: str) -> str:
