@@ -138,8 +138,8 @@ class PatchBank:
             )  # fmt: skip
         return cls(Path(folder), patches, header)
 
-    def load(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
-        """Grey values in [0, 1] (H, W) of the crop, and its mask or None."""
+    def load(self, number: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_] | None]:
+        """Grey values from 0 to ``GREY`` (H, W) of the crop, and its mask or None."""
         patch = self.patches[number]
         height, width = patch.crop_shape
         if patch.part not in self._files:
@@ -156,8 +156,8 @@ class PatchBank:
         grey = np.frombuffer(data[: 2 * n].tobytes(), dtype="<u2").reshape(height, width)
         mask = None
         if patch.has_mask:
-            mask = np.unpackbits(data[2 * n :], count=n).reshape(height, width).astype(bool)
-        return grey.astype(np.float32) / np.float32(GREY), mask
+            mask = np.unpackbits(data[2 * n :], count=n).reshape(height, width).view(bool)
+        return grey.astype(np.uint16, copy=False), mask
 
 
 def _read_part(folder: Path, number: int, labels: Sequence[str]) -> list[Patch]:

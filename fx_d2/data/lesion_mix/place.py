@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..record import Record
 from ..transforms import FxResizeTransform
-from .bank import Patch
+from .bank import GREY, Patch
 from .lungs import USUAL, Box, lung_box
 from .settings import MixSettings
 
@@ -23,6 +23,7 @@ from .settings import MixSettings
 _MAX_GAIN = 1.5
 _WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _EMPTY_SPREAD = 1e-3
+_FEWEST_AROUND = 8  # pixels of a surround that say something about it
 
 IntBox = tuple[int, int, int, int]
 
@@ -109,7 +110,7 @@ class Resized:
     """A patch at the size it is pasted with.
 
     Args:
-        grey: (h, w) of the crop.
+        grey: (h, w) of the crop, in [0, 1].
         mask: (h, w) bool of the lesion in the crop, or None.
         inner: the box within the crop.
     """
@@ -121,11 +122,11 @@ class Resized:
 
 def resized(
     patch: Patch,
-    grey: npt.NDArray[np.float32],
+    grey: npt.NDArray[np.uint16],
     mask: npt.NDArray[np.bool_] | None,
     box: IntBox,
 ) -> Resized:
-    """The crop scaled so that its box becomes ``box``; margins follow, in whole pixels."""
+    """What the bank holds, scaled so that its box becomes ``box``; margins in whole pixels."""
     w, h = box[2] - box[0], box[3] - box[1]
     old = (patch.box[2] - patch.box[0], patch.box[3] - patch.box[1])
     margins = (
@@ -139,32 +140,42 @@ def resized(
     inner = (margins[0], margins[1], margins[0] + w, margins[1] + h)
     new_mask = None
     if mask is not None:
-        new_mask = change.apply_segmentation(mask.astype(np.uint8)).astype(bool)
+        new_mask = change.apply_segmentation(mask)
         kept = np.zeros_like(new_mask)
         inside = _slices(inner)
         kept[inside] = new_mask[inside]
         new_mask = kept
         if not new_mask.any():
             raise DoesNotFit("smaller than a pixel there")
-    return Resized(change.apply_image(grey), new_mask, inner)
+    # As integers up to here: a patch is stored larger than it is mostly pasted.
+    small = np.multiply(change.apply_image(grey), np.float32(1 / GREY), dtype=np.float32)
+    return Resized(small, new_mask, inner)
 
 
 def weights(piece: Resized, settings: MixSettings) -> npt.NDArray[np.float32]:
-    """(h, w) of the crop: 0 outside what is pasted, 1 inside, between them along its edge."""
-    shape = np.zeros(piece.grey.shape, dtype=np.uint8)
-    if piece.mask is not None and settings.shape == "mask":
-        shape[piece.mask] = 1
-    else:
-        shape[_slices(piece.inner)] = 1
-    side = min(piece.inner[2] - piece.inner[0], piece.inner[3] - piece.inner[1])
-    feather = settings.feather * side
+    """(h, w) of the box: 0 outside what is pasted, 1 inside, between them along its edge."""
+    mask = piece.mask if settings.shape == "mask" else None
+    w, h = piece.inner[2] - piece.inner[0], piece.inner[3] - piece.inner[1]
+    feather = settings.feather * min(w, h)
+    # The outermost pixel has distance 1 and keeps a weight, so that the mask is what is pasted.
+    if mask is None:
+        if feather < 1:
+            return np.ones((h, w), dtype=np.float32)
+        rows, columns = (_to_the_end(n) / np.float32(feather + 1) for n in (h, w))
+        return np.minimum(np.minimum(rows, 1)[:, None], columns)
+    shape = mask[_slices(piece.inner)].astype(np.uint8)
     if feather < 1:
         return shape.astype(np.float32)
-    # Within a frame of zeros: the border of the crop is an edge too.
+    # Within a frame of zeros: the border of the box is an edge too.
     framed = cv2.copyMakeBorder(shape, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     distance = cv2.distanceTransform(framed, cv2.DIST_L2, 3)[1:-1, 1:-1]
-    # The outermost pixel has distance 1 and keeps a weight, so that the mask is what is pasted.
     return np.asarray(np.minimum(distance / (feather + 1), 1), dtype=np.float32) * shape
+
+
+def _to_the_end(n: int) -> npt.NDArray[np.float32]:
+    """(n,) whole pixels to the nearer end, 1 at both."""
+    forth = np.arange(1, n + 1, dtype=np.float32)
+    return np.minimum(forth, forth[::-1])
 
 
 @dataclass(frozen=True)
@@ -192,26 +203,31 @@ def window(piece: Resized, box: IntBox, size: tuple[int, int]) -> Window:
     )
 
 
-def matched(
+def matching(
     grey: npt.NDArray[np.float32],
-    around: npt.NDArray[np.bool_],
+    around: npt.NDArray[np.uint8],
     base: npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
-    """Grey values with mean and spread of their surround as in the base.
+    limits: tuple[float, float],
+) -> tuple[float, float]:
+    """Factor and summand that give a patch the mean and spread its surround has in the base.
 
     Args:
         grey: (h, w) of the patch, in [0, 1].
-        around: which pixels are its surround.
-        base: (h, w) in [0, 1], the place it goes to.
+        around: 1 where its surround is, else 0.
+        base: (h, w) of the place it goes to, grey values of the image.
+        limits: those that stand for 0 and 1.
     """
-    if around.sum() < 8:
-        return grey
-    theirs, ours = grey[around], base[around]
+    low, high = limits
+    if cv2.countNonZero(around) < _FEWEST_AROUND:
+        return high - low, low
+    theirs, their_spread = (float(v[0, 0]) for v in cv2.meanStdDev(grey, mask=around))
+    ours, our_spread = (float(v[0, 0]) for v in cv2.meanStdDev(base, mask=around))
     gain = 1.0
-    if theirs.std() > _EMPTY_SPREAD:
-        gain = float(np.clip(ours.std() / theirs.std(), 1 / _MAX_GAIN, _MAX_GAIN))
-    changed = (grey - theirs.mean()) * np.float32(gain) + ours.mean()
-    return np.clip(changed, 0, 1).astype(np.float32)
+    if their_spread > _EMPTY_SPREAD:
+        ratio = our_spread / (high - low) / their_spread
+        gain = float(np.clip(ratio, 1 / _MAX_GAIN, _MAX_GAIN))
+    factor = gain * (high - low)
+    return factor, ours - factor * theirs
 
 
 def tight_box(mask: npt.NDArray[np.bool_], left: int, top: int) -> IntBox:

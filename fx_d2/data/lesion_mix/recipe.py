@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,9 +108,11 @@ class Kitchen:
             chosen = [first, *self._partner(rng, first, labels, there)]
             alpha = self.settings.mixup_weight
             weights = [alpha if self.settings.blend == "both" else 1.0, alpha]
+        # All at once: a call for every number would take longer than the rest.
+        draws = rng.random((len(chosen), _ALTERNATIVES, 4)).tolist()
         slots = [
-            tuple(self._paste(rng, label, weight, usable) for _ in range(_ALTERNATIVES))
-            for label, weight in zip(chosen, weights, strict=False)
+            tuple(self._paste(numbers, label, weight, usable) for numbers in drawn)
+            for label, weight, drawn in zip(chosen, weights, draws, strict=False)
         ]
         return Recipe(arm, tuple(slots))
 
@@ -158,15 +161,16 @@ class Kitchen:
         return [int(rng.choice(len(wanted), p=wanted / wanted.sum()))]
 
     def _paste(
-        self, rng: np.random.Generator, label: int, weight: float, usable: np.ndarray | None
+        self, draws: Sequence[float], label: int, weight: float, usable: np.ndarray | None
     ) -> Paste:
+        """One paste from four numbers in [0, 1)."""
         numbers = self._of(label, usable)
-        shift = self.settings.shift
+        (low, high), shift = self.settings.zoom, self.settings.shift
         return Paste(
-            patch=int(numbers[rng.integers(len(numbers))]),
-            zoom=float(rng.uniform(*self.settings.zoom)),
-            dx=float(rng.uniform(-shift, shift)),
-            dy=float(rng.uniform(-shift, shift)),
+            patch=int(numbers[int(draws[0] * len(numbers))]),
+            zoom=low + draws[1] * (high - low),
+            dx=shift * (2 * draws[2] - 1),
+            dy=shift * (2 * draws[3] - 1),
             weight=weight,
         )
 
