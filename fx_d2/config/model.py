@@ -54,6 +54,11 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.CHANNELS_LAST = False
     # Detectron2's RPN, whose anchors do not depend on what else is in the batch of a process.
     cfg.MODEL.PROPOSAL_GENERATOR.NAME = "SeededRPN"
+    _add_classifier(cfg)
+    _add_decoders(cfg)
+
+
+def _add_classifier(cfg: CN) -> None:
     cfg.MODEL.FX.CLS = CN()
     # Entry of fx_d2.modeling.heads.CLASSIFIER_REGISTRY.
     cfg.MODEL.FX.CLS.NAME = "MultiSourceClassifier"
@@ -85,6 +90,9 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.FX.CLS.LOCAL.POOL = "lse"
     # Between the mean (towards 0) and the maximum (large) of the votes, for "lse" and "attention".
     cfg.MODEL.FX.CLS.LOCAL.SHARPNESS = 4.0
+
+
+def _add_decoders(cfg: CN) -> None:
     cfg.MODEL.FX.LOC = CN()
     # X+ (1.5): one box and mask head for all sources, and a predictor per source. False is X: both
     # per source.

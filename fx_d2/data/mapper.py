@@ -199,7 +199,7 @@ class FxMapper:
         height, width = self._original_size(record, loaded)
         grey = normalise(loaded, self.intensity)
         with seeded_globals(self.seed, "augment", *position):
-            given = T.AugInput(grey)
+            given = T.AugInput(grey, boxes=_to_keep(record, tasks, grey.shape, (height, width)))
             applied = self.augmentations[tasks[0]](given)
         frame = _Frame(height, width, grey.shape, applied)
         if not frame.detailed_enough(given.image.shape):
@@ -314,6 +314,16 @@ class FxMapper:
             masks[i] = frame.applied.apply_segmentation(read)
         swap = frame.class_order(source.seg_classes)
         return torch.from_numpy(masks[swap]), torch.from_numpy(known[swap])
+
+
+def _to_keep(
+    record: Record, tasks: Sequence[str], read: tuple[int, ...], original: tuple[int, int]
+) -> np.ndarray | None:
+    """(N, 4) what a crop has to keep of what was read: its label would be wrong without it."""
+    if "cls" not in tasks or not record.get("pasted"):
+        return None
+    scale = [read[1] / original[1], read[0] / original[0]] * 2
+    return np.asarray(record["pasted"], dtype=np.float64) * scale
 
 
 class _Frame:

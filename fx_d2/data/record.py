@@ -19,7 +19,8 @@ key                meaning
 =================  ===============================================================================
 
 Further keys a reader may add: ``study_id``, ``age``, ``sex``, ``body_part`` and, per annotation,
-``n_readers``. Not annotated is never negative: it contributes no gradient and no metric.
+``n_readers``. An image with pasted lesions has ``synthetic`` (True), and ``pasted``: their boxes,
+XYXY, of any class. Not annotated is never negative: it contributes no gradient and no metric.
 """
 
 from __future__ import annotations

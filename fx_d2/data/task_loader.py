@@ -14,6 +14,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -25,6 +26,8 @@ from .errors import DataError
 from .mapper import FxMapper, Position
 from .record import Record
 from .samplers import JointSchedule, batch_places, order, pass_length, steps_in_pass
+from .source import Source
+from .sources import SOURCES
 
 _logger = logging.getLogger(__name__)
 
@@ -79,8 +82,14 @@ def _as_list(items: list[Any]) -> list[Any]:
     return items
 
 
-def _quiet_worker(_: int) -> None:
-    """One thread per worker: on a shared machine their thread pools would fight for the cores."""
+def _begin_worker(rows: Sequence[Source], _: int) -> None:
+    """One thread per worker: on a shared machine their thread pools would fight for the cores.
+
+    Args:
+        rows: every source there is; a spawned worker knows only those that an import registers.
+    """
+    for row in rows:
+        SOURCES.setdefault(row.key, row)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
@@ -117,7 +126,7 @@ class WorkerConfig:
                 "prefetch_factor": self.prefetch,
                 "persistent_workers": persistent,
                 "multiprocessing_context": start_method(self.start_method),
-                "worker_init_fn": _quiet_worker,
+                "worker_init_fn": partial(_begin_worker, tuple(SOURCES.values())),
             }
         return DataLoader(
             dataset,

@@ -202,6 +202,8 @@ class PadToSquare(T.Augmentation):
 class RandomAreaCrop(T.Augmentation):
     """A crop of a random share of the area and a random aspect, as the paper's classifiers have.
 
+    Boxes that the input has stay inside; for them the crop grows where it has to.
+
     Args:
         scale: (low, high) share of the area.
         ratio: (low, high) width / height, drawn log-uniformly.
@@ -211,17 +213,29 @@ class RandomAreaCrop(T.Augmentation):
         super().__init__()
         self.scale, self.ratio = tuple(scale), tuple(ratio)
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Ten attempts, then the whole image."""
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None = None) -> Transform:
+        """Ten attempts, then the whole image; ``boxes`` are XYXY (N, 4), or None."""
         h, w = image.shape[:2]
+        left, top, right, bottom = _around(boxes, w, h)
         for _ in range(10):
             area = self._rand_range(*self.scale) * h * w
             aspect = math.exp(self._rand_range(math.log(self.ratio[0]), math.log(self.ratio[1])))
             crop_w, crop_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            crop_w, crop_h = max(crop_w, right - left), max(crop_h, bottom - top)
             if 0 < crop_w <= w and 0 < crop_h <= h:
-                x0, y0 = np.random.randint(w - crop_w + 1), np.random.randint(h - crop_h + 1)
+                x0 = np.random.randint(max(0, right - crop_w), min(left, w - crop_w) + 1)
+                y0 = np.random.randint(max(0, bottom - crop_h), min(top, h - crop_h) + 1)
                 return CropTransform(int(x0), int(y0), crop_w, crop_h, w, h)
         return NoOpTransform()
+
+
+def _around(boxes: np.ndarray | None, w: int, h: int) -> tuple[int, int, int, int]:
+    """The whole pixels around all boxes: (left, top, right, bottom), or what limits no crop."""
+    if boxes is None or not len(boxes):
+        return w, h, 0, 0
+    left, top = np.floor(boxes[:, :2].min(axis=0).clip(0, [w - 1, h - 1])).astype(int).tolist()
+    right, bottom = np.ceil(boxes[:, 2:].max(axis=0).clip(1, [w, h])).astype(int).tolist()
+    return left, top, right, bottom
 
 
 class RandomShiftScale(T.Augmentation):

@@ -29,6 +29,7 @@ from fx_d2.data.mapper import FxMapper
 from fx_d2.data.masks import load_mask
 from fx_d2.data.record import box_xyxy, validate_record
 from fx_d2.data.sources import SOURCES, get_source
+from fx_d2.data.transforms import RandomAreaCrop
 from fx_d2.engine.setup import ConfigError, load_config
 
 CXR_LT = get_source("cxr_lt")
@@ -36,7 +37,7 @@ KEYS = [
     *("INPUT.FX.LESION_MIX.TARGET", "8", "INPUT.FX.LESION_MIX.MAX_DIFF", "2"),
     *("INPUT.FX.LESION_MIX.MIN_R", "-1", "DATASETS.TRAIN", "('cxr_lt_train',)"),
     *("INPUT.FX.SIZE", "64", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
-    *("INPUT.FX.AUG.CLS.CROP_SCALE", "[1.0, 1.0]"),  # a crop may leave the lesion out
+    *("INPUT.FX.AUG.CLS.CROP_SCALE", "[1.0, 1.0]"),  # to compare whole images
 ]
 
 
@@ -106,6 +107,31 @@ def test_the_planned_recipe_is_what_the_mapper_draws(made) -> None:
     assert FxMapper(load_config("", [*KEYS, *keys]), False).lesion_mix is None  # never evaluated on
 
 
+def test_a_crop_keeps_what_was_pasted(made, monkeypatch) -> None:
+    """A label without its lesion in the image would teach the wrong thing."""
+    drawn = []
+    draw = RandomAreaCrop.get_transform
+
+    def noted(self, image, boxes=None):
+        drawn.append((boxes, draw(self, image, boxes)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(RandomAreaCrop, "get_transform", noted)
+    crop = ["INPUT.FX.AUG.CLS.CROP_SCALE", "[0.05, 0.1]"]
+    keys = ["INPUT.FX.LESION_MIX.FOLDER", str(made[0]), "INPUT.FX.LESION_MIX.PROB", "1.0"]
+    mapper = FxMapper(load_config("", [*KEYS, *keys, *crop]), True)
+    n = 0
+    for i, record in enumerate(made[1].records):
+        synthetic = mapper(record, "cls", ("cxr_lt", "cls", 0, "1.0", i))["synthetic"]
+        boxes, found = drawn.pop()
+        assert (boxes is not None) == synthetic
+        for x0, y0, x1, y1 in () if boxes is None else boxes:
+            assert found.x0 <= x0 < x1 <= found.x0 + found.w
+            assert found.y0 <= y0 < y1 <= found.y0 + found.h
+            n += 1
+    assert n > 3
+
+
 def test_batches_do_not_depend_on_the_number_of_workers(made) -> None:
     folder = made[0]
     keys = ["INPUT.FX.LESION_MIX.FOLDER", str(folder), "INPUT.FX.LESION_MIX.PROB", "0.7"]
@@ -135,6 +161,7 @@ def test_a_written_mix_is_a_dataset_of_its_base_and_a_source_of_its_own(made, mo
         for record in with_base:
             validate_record(record, CXR_LT)
             assert record["synthetic"] and "annotations" not in record
+            assert record["pasted"]  # which a crop keeps
         source = SOURCES[name]
         assert source.tasks == ("cls", "loc", "seg")
         boxes = 0

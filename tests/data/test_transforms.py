@@ -88,6 +88,32 @@ SHAPES = st.tuples(st.integers(50, 140), st.integers(50, 140))
 
 
 @settings(max_examples=40, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 10**6))
+def test_crop_keeps_the_boxes_of_its_input(shape, seed):
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.uniform(0, 1, (2, 2, 2)), axis=1) * [shape[1], shape[0]]
+    boxes = corners.reshape(2, 4)
+    with seeded_globals(seed):
+        given_image = T.AugInput(np.zeros(shape, np.float32), boxes=boxes.copy())
+        T.AugmentationList([RandomAreaCrop((0.05, 0.1), (0.75, 1.33))])(given_image)
+    h, w = given_image.image.shape
+    kept = given_image.boxes
+    assert (kept >= 0).all() and (kept <= [w, h, w, h]).all()
+    assert np.allclose(kept[:, 2:] - kept[:, :2], boxes[:, 2:] - boxes[:, :2])
+
+
+def test_a_crop_around_a_small_box_is_as_small_as_any_other():
+    image, box = np.zeros((200, 200), np.float32), np.array([[120.0, 30.0, 130.0, 38.0]])
+    starts = set()
+    for seed in range(20):
+        with seeded_globals(seed):
+            crop = RandomAreaCrop((0.1, 0.1), (1.0, 1.0)).get_transform(image, box)
+        assert crop.w == crop.h == 63 and 0 <= crop.y0 <= 30
+        starts.add(crop.x0)
+    assert len(starts) > 10
+
+
+@settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 10**6), kind=st.sampled_from(["crop", "move", "flip"]))
 def test_box_of_the_moved_mask_is_the_moved_box(shape, seed, kind):
     h, w = shape

@@ -17,7 +17,7 @@ from ..record import Record
 from ..sources import get_source
 from .build import Prepared, Written
 from .classes import is_no_finding
-from .correlation import compare, label_counts, phi_matrix
+from .correlation import Comparison, compare, label_counts, phi_matrix
 from .held_out import HeldOut
 from .settings import MixSettings
 
@@ -65,12 +65,16 @@ def audit(
     change = compare(before, after)
     pair = [classes[i] for i in change.pair]
     shares = _source_shares(written, prepared)
+    totals = zip(classes, label_counts(original), label_counts(whole), strict=True)
     counts: dict[str, dict[str, Any]] = {
-        name: {"before": int(b), "after": int(a), "pasted": int(sum(shares[name].values()))}
-        for name, b, a in zip(classes, label_counts(original), label_counts(whole), strict=True)
+        name: {
+            "before": int(old),
+            "after": int(new),
+            "pasted": int(sum(shares[name].values())),
+            "synthetic_share": _share(int(new - old), int(new)),
+        }
+        for name, old, new in totals
     }
-    for entry in counts.values():
-        entry["synthetic_share"] = _share(entry["after"] - entry["before"], entry["after"])
     target = settings.target_of(len(records))
     body: dict[str, Any] = {
         "images": {"before": len(records), "added": len(written.rows)},
@@ -104,20 +108,27 @@ def audit(
     }
     result = Audit(body, before, after)
     result.problems += _leaks(written, prepared, records, held_out)
+    result.problems += _changed(change, pair, settings)
+    result.problems += _one_sided(shares, settings)
+    body["problems"] = list(result.problems)
+    return result
+
+
+def _changed(change: Comparison, pair: Sequence[str], settings: MixSettings) -> list[str]:
+    """Limits of the correlations that do not hold."""
+    found = []
     between = f"{pair[0]!r} and {pair[1]!r}"
     if change.max_diff > settings.max_diff:
-        result.problems.append(
+        found.append(
             f"the correlation of {between} changed by {change.max_diff:.3f} "
             f"(INPUT.FX.LESION_MIX.MAX_DIFF {settings.max_diff:g})"
         )
     if change.pearson_r < settings.min_r:
-        result.problems.append(
+        found.append(
             f"correlations before and after agree with r = {change.pearson_r:.3f} only, {between} "
             f"least (INPUT.FX.LESION_MIX.MIN_R {settings.min_r:g})"
         )
-    result.problems += _one_sided(shares, settings)
-    body["problems"] = list(result.problems)
-    return result
+    return found
 
 
 def _share(part: float, whole: float) -> float:

@@ -181,10 +181,6 @@ def _write_part(job: Job, number: int, items: Sequence[tuple[Planned, Record]]) 
                 "view": record["view"],
                 "arm": planned.recipe.arm,
                 "patches": [lesion.patch for lesion in mixed.truth.lesions],
-                "pasted": [
-                    {"class": x.label, "box": list(x.box), "weight": x.weight}
-                    for x in mixed.truth.lesions
-                ],
                 "dropped": mixed.dropped,
                 "recipe": planned.recipe.to_row(),
                 **mixed.truth.to_row(),

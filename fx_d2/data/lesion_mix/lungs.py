@@ -52,7 +52,9 @@ def _seen(grey: npt.NDArray[np.float32]) -> Box | None:
     small = cv2.resize(grey[rows, columns], (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), 0.8)
     centre = small[_SIDE_PX // 8 : -_SIDE_PX // 4, _SIDE_PX // 8 : -_SIDE_PX // 8]
-    levels = np.quantile(centre, _LEVELS)
+    ordered = np.sort(centre, axis=None)
+    # What np.quantile gives, in a fifth of its time.
+    levels = np.interp(_LEVELS, np.linspace(0, 1, ordered.size), ordered).astype(np.float32)
     spine = cv2.GaussianBlur(small[_SIDE_PX // 4 : _SIDE_PX * 5 // 8], (0, 0), 2).mean(axis=0)
     near = slice(_SIDE_PX * 3 // 8, _SIDE_PX * 5 // 8)
     middle = near.start + int(np.argmax(spine[near]))
@@ -75,8 +77,9 @@ def _seen(grey: npt.NDArray[np.float32]) -> Box | None:
 def _without_white_bars(grey: npt.NDArray[np.float32]) -> tuple[slice, slice]:
     """Rows and columns without white bars along the edges, which fence in the outside air."""
     kept = []
+    not_white = grey < _WHITE
     for axis in (1, 0):
-        plain = np.flatnonzero((grey < _WHITE).mean(axis=axis) > 0.02)
+        plain = np.flatnonzero(not_white.mean(axis=axis) > 0.02)
         enough = len(plain) and plain[-1] - plain[0] > 0.5 * grey.shape[1 - axis]
         kept.append(slice(plain[0], plain[-1] + 1) if enough else slice(0, grey.shape[1 - axis]))
     return kept[0], kept[1]
@@ -96,10 +99,10 @@ def _dark_field(
         dark = (side < level).astype(np.uint8)
         dark[:, -1:] = 0  # the trachea joins what belongs apart
         _, names, stats, centres = cv2.connectedComponentsWithStats(dark, connectivity=4)
-        for number in np.argsort(-stats[1:, cv2.CC_STAT_AREA]) + 1:
-            x, y, w, h, area = stats[number]
-            if not 0.05 * dark.size < area < 0.6 * dark.size:
-                continue
+        areas = stats[1:, cv2.CC_STAT_AREA]
+        fits = np.flatnonzero((areas > 0.05 * dark.size) & (areas < 0.6 * dark.size))
+        for number in fits[np.argsort(-areas[fits])] + 1:
+            x, y, w, h, _ = stats[number].tolist()
             inside = x > 0 and y > 0 and y + h < height
             within = 0.25 * height < centres[number][1] < 0.7 * height
             if inside and within and h > 0.25 * height and w > 0.3 * width:

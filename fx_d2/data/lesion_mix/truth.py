@@ -79,6 +79,9 @@ class Truth:
         return {
             "height": self.size[0],
             "width": self.size[1],
+            "pasted": [
+                {"class": x.label, "box": list(x.box), "weight": x.weight} for x in self.lesions
+            ],
             "labels": [None if np.isnan(v) else round(float(v), 6) for v in self.labels],
             "boxes": boxes,
             "masks": {n: _plain(ref) for n, ref in found.items() if ref != empty_mask()},
@@ -133,6 +136,7 @@ def record_of(row: dict[str, Any], source: Source, *, masks: bool = True) -> Rec
         "width": row["width"],
         "labels": np.array([np.nan if v is None else v for v in row["labels"]], dtype=np.float32),
         "synthetic": True,
+        "pasted": [list(entry["box"]) for entry in row["pasted"]],
     }
     if source.thing_classes and row["boxes"] is not None:
         record["annotations"] = [

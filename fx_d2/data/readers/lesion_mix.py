@@ -78,6 +78,6 @@ def _check(row: dict[str, Any], n_classes: int, path: Path, line: int) -> None:
     size = (row["height"], row["width"])
     if not all(isinstance(v, int) and 0 < v <= _MAX_SIDE for v in size):
         raise DataError(f"size is {size}", file=path, row=line, fix=RESTORE_FILE)
-    for entry in row["boxes"] or ():
+    for entry in (*row["pasted"], *(row["boxes"] or ())):
         x0, y0, x1, y1 = (float(v) for v in entry["box"])
         fit_box(x0, y0, x1, y1, frame=(size[0], size[1]), file=path, row=line)
