@@ -112,6 +112,8 @@ def _add_cycle(cfg: CN) -> None:
     cfg.CYCLE.CYCLES = 0
     # Iterations after which a phase ends at the latest, to try a schedule on much data; 0 is none.
     cfg.CYCLE.MAX_STEPS_PER_PHASE = 0
+    # Exceptions "task=iterations".
+    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ()
     # In place of the preset's, as all keys below. Slots in their order: "source/task" with * and ?,
     # or {slot: "rsna/loc", phases: [...]} for one with phases of its own. "*" is every source of
     # DATASETS.TRAIN in its order, each with all its tasks.

@@ -19,6 +19,7 @@ from fx_d2.data.sources import SOURCES
 from fx_d2.data.task_loader import Key, TaskLoader
 
 from .cycle import GROUPS, ORDERS, TASKS, Cycle, Group, Pass, Phase, Schedule, Slot, choose
+from .optimizer import parse_numbers
 from .weights import CheckpointError
 
 CUSTOM, JOINT = "custom", "joint"
@@ -95,10 +96,13 @@ def build_plan(cfg: Any, loader: TaskLoader) -> Plan:
     for key in ("CYCLES", "MAX_STEPS_PER_PHASE"):
         if not isinstance(node[key], int) or node[key] < 0:
             raise ValueError(f"CYCLE.{key} is {node[key]!r}; allowed: 0 or a whole number above")
+    longest = _longest(cfg)
     if cycle_choice(cfg, "ORDER") == JOINT:
         return _joint(cfg, loader)
     cycle = build_cycle(cfg, loader.keys)
-    schedule = cycle.schedule(lambda phase: _pass(cfg, loader, phase), node.CYCLES)
+    schedule = cycle.schedule(
+        lambda phase: _pass(cfg, loader, phase, longest[phase.task]), node.CYCLES
+    )
     return Plan(schedule, schedule.total or cfg.SOLVER.MAX_ITER, schedule.lines())
 
 
@@ -242,7 +246,18 @@ def _phase(source: str, task: str, item: Any, groups: Mapping[str, Group]) -> Ph
     return Phase(source, task, str(item.get("name", "release")), item.get("share", 1.0), trainable)
 
 
-def _pass(cfg: Any, loader: TaskLoader, phase: Phase) -> Pass:
+def _longest(cfg: Any) -> dict[str, int]:
+    """Iterations after which a phase of each task ends at the latest; 0 is never."""
+    key = "CYCLE.MAX_STEPS_PER_PHASE_BY"
+    exceptions = parse_numbers(key, cfg.CYCLE.MAX_STEPS_PER_PHASE_BY)
+    for task, steps in exceptions.items():
+        choose(task, TASKS, key)
+        if steps != int(steps):
+            raise ValueError(f"{key} has {task}={steps:g}; allowed: 0 or a whole number above")
+    return {task: int(exceptions.get(task, cfg.CYCLE.MAX_STEPS_PER_PHASE)) for task in TASKS}
+
+
+def _pass(cfg: Any, loader: TaskLoader, phase: Phase, most: int) -> Pass:
     records = loader.records(phase.source, phase.task)
     annotation = _ANNOTATION[phase.task]
     if not any(annotation in r and _is_known(r[annotation]) for r in records):
@@ -252,7 +267,6 @@ def _pass(cfg: Any, loader: TaskLoader, phase: Phase) -> Pass:
         )
     steps = loader.steps_per_pass(phase.source, phase.task, phase.share)
     images = loader.images_per_pass(phase.source, phase.task, phase.share)
-    most = cfg.CYCLE.MAX_STEPS_PER_PHASE
     if most and most < steps:
         steps = most
     return Pass(min(images, steps * cfg.SOLVER.IMS_PER_BATCH), steps)

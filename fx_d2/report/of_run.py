@@ -164,8 +164,10 @@ def run_facts(folder: Path, cfg: CfgNode, curves: Curves) -> list[tuple[str, str
     cycle = f"{cfg.CYCLE.NAME}" if cfg.CYCLE.NAME else "joint training"
     if cfg.CYCLE.CYCLES:
         cycle += f", {cfg.CYCLE.CYCLES} times"
-    if cfg.CYCLE.MAX_STEPS_PER_PHASE:
-        cycle += f", phases cut at {cfg.CYCLE.MAX_STEPS_PER_PHASE} steps"
+    cuts = [str(cfg.CYCLE.MAX_STEPS_PER_PHASE or "no")]
+    cuts += [str(text).replace("=", " ") for text in cfg.CYCLE.MAX_STEPS_PER_PHASE_BY]
+    if cuts != ["no"]:
+        cycle += f", phases cut at {', '.join(cuts)} steps"
     facts = [
         ("model", f"{cfg.MODEL.META_ARCHITECTURE} on {network}"),
         ("sources", ", ".join(dict.fromkeys(n.rpartition("_")[0] for n in cfg.DATASETS.TRAIN))),

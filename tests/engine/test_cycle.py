@@ -240,6 +240,20 @@ def test_lengths_follow_records_batch_share_and_policy():
     assert lengths() == [(7, 1), (13, 2)]
     loader.batch, cfg.SOLVER.IMS_PER_BATCH, cfg.CYCLE.MAX_STEPS_PER_PHASE = 4, 4, 3
     assert lengths() == [(7, 2), (12, 3)]
+    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("cls=1",)
+    assert lengths() == [(7, 2), (12, 3)]
+    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc=1",)
+    assert lengths() == [(4, 1), (4, 1)]
+    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc=0",)
+    assert lengths() == [(7, 2), (13, 4)]
+
+
+@pytest.mark.parametrize("wrong", ["lok=3", "loc=1.5", "loc=-1", "loc"])
+def test_a_wrong_exception_from_the_longest_phase(wrong):
+    cfg = make_cfg("rsna", MAX_STEPS_PER_PHASE_BY=(wrong,))
+    with pytest.raises(ValueError, match="MAX_STEPS_PER_PHASE_BY") as error:
+        build_plan(cfg, Loader(["rsna/loc"]))
+    assert wrong.partition("=")[0] in str(error.value)
 
 
 def test_how_long_a_run_lasts():
