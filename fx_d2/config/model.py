@@ -36,6 +36,9 @@ def _add_trunk(cfg: CN) -> None:
     # "conv": convolutions with batch normalisation in the place of a patch embedding, from which a
     # trunk without published weights learns much sooner; "own" is the network as it is.
     cfg.MODEL.FX.TRUNK.STEM = "own"
+    # Weight of a batch in the running statistics of "conv", which predictions are made with. 0.02
+    # remembers the last fifty batches: a cycle that stays with a source for long wants less.
+    cfg.MODEL.FX.TRUNK.STEM_MOMENTUM = 0.02
     # Further arguments of the timm network, such as {embed_dim: 24, depths: [1, 1, 1, 1]} for a
     # tiny variant; they win over those of the row.
     cfg.MODEL.FX.TRUNK.KWARGS = CN(new_allowed=True)

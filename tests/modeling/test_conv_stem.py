@@ -81,6 +81,21 @@ def test_a_config_asks_for_it():
         assert isinstance(build_backbone(cfg).net.patch_embed.proj, ConvStem) is expected
 
 
+def test_how_long_its_running_statistics_remember():
+    image = torch.rand(2, 3, 32, 32)
+    moved = {}
+    for momentum in (0.5, 0.01):
+        trunk = TimmBackbone(name="swin_t", stem="conv", stem_momentum=momentum, kwargs=TINY)
+        trunk.net.patch_embed.proj(image)
+        norms = [m for m in trunk.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        moved[momentum] = [float((m.running_var - 1).abs().mean()) for m in norms]
+        assert all(moved[momentum])
+    ratios = [a / b for a, b in zip(*moved.values(), strict=True)]
+    assert ratios[0] == pytest.approx(50, rel=0.5), ratios
+    with pytest.raises(ValueError, match="STEM_MOMENTUM"):
+        TimmBackbone(name="swin_t", stem="conv", stem_momentum=0.0, kwargs=TINY)
+
+
 @pytest.mark.parametrize(("name", "stem"), [("resnet50", "conv"), ("swin_t", "convs")])
 def test_what_cannot_be(name, stem):
     with pytest.raises(ValueError, match=r"MODEL\.FX\.TRUNK\.STEM"):

@@ -6,18 +6,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # The sources take turns, and the running statistics are to be those of all of them.
-_MOMENTUM = 0.02
+MOMENTUM = 0.02
 
 
-def _conv_norm(in_dim: int, dim: int, stride: int = 1) -> nn.Sequential:
+def _conv_norm(in_dim: int, dim: int, momentum: float, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(dim, momentum=_MOMENTUM))
+    return nn.Sequential(conv, nn.BatchNorm2d(dim, momentum=momentum))
 
 
 class _Residual(nn.Module):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, momentum: float) -> None:
         super().__init__()
-        self.first, self.second = _conv_norm(dim, dim), _conv_norm(dim, dim)
+        self.first = _conv_norm(dim, dim, momentum)
+        self.second = _conv_norm(dim, dim, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.second(F.relu(self.first(x))))
@@ -34,14 +35,18 @@ class ConvStem(nn.Module):
         in_channels: of the images.
         dim: channels of the result.
         blocks: residual blocks.
+        momentum: weight of a batch in the running statistics.
     """
 
-    def __init__(self, in_channels: int, dim: int, blocks: int = 3) -> None:
+    def __init__(
+        self, in_channels: int, dim: int, blocks: int = 3, momentum: float = MOMENTUM
+    ) -> None:
         super().__init__()
-        self.down = nn.ModuleList(
-            [_conv_norm(in_channels, dim // 2, 2), _conv_norm(dim // 2, dim, 2)]
-        )
-        self.blocks = nn.Sequential(*(_Residual(dim) for _ in range(blocks)))
+        if not 0 < momentum <= 1:
+            raise ValueError(f"MODEL.FX.TRUNK.STEM_MOMENTUM is {momentum}; it is in (0, 1]")
+        widths = ((in_channels, dim // 2), (dim // 2, dim))
+        self.down = nn.ModuleList(_conv_norm(*pair, momentum, stride=2) for pair in widths)
+        self.blocks = nn.Sequential(*(_Residual(dim, momentum) for _ in range(blocks)))
         self.embed = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from .channel_norm import ChannelNorm
-from .conv_stem import ConvStem
+from .conv_stem import MOMENTUM, ConvStem
 from .presets import network_name
 from .weights import WeightsReport, load_trunk_weights
 
@@ -65,6 +65,7 @@ class TimmBackbone(Backbone):
         norm: Literal["auto", "layer", "none"] = "auto",
         img_size: tuple[int, int] = (224, 224),
         stem: Literal["own", "conv"] = "own",
+        stem_momentum: float = MOMENTUM,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the network.
@@ -79,6 +80,7 @@ class TimmBackbone(Backbone):
                 has none.
             img_size: (height, width) for networks that must know it, rounded up to 32.
             stem: "conv" puts :class:`ConvStem` in the place of a patch embedding.
+            stem_momentum: of the running statistics of that stem.
             kwargs: further arguments of the timm network.
         """
         super().__init__()
@@ -89,7 +91,7 @@ class TimmBackbone(Backbone):
         self.network = network_name(name)
         net, self.built_size = _create(self.network, in_channels, drop_path, img_size, kwargs or {})
         if stem == "conv":
-            _embed_by_convolutions(net, self.network, in_channels)
+            _embed_by_convolutions(net, self.network, in_channels, stem_momentum)
         self.weights_report: WeightsReport | None = None
         if pretrained:
             self.weights_report = load_trunk_weights(net, pretrained, in_channels=in_channels)
@@ -137,6 +139,7 @@ class TimmBackbone(Backbone):
             "norm": trunk.NORM,
             "img_size": tuple(trunk.IMG_SIZE) or (side, side),
             "stem": trunk.STEM,
+            "stem_momentum": trunk.STEM_MOMENTUM,
             "kwargs": _plain(trunk.KWARGS),
         }
 
@@ -250,7 +253,7 @@ def _create(
     return net, (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _embed_by_convolutions(net: nn.Module, network: str, in_channels: int) -> None:
+def _embed_by_convolutions(net: nn.Module, network: str, in_channels: int, momentum: float) -> None:
     """Patches of 4 x 4 px are embedded by a few convolutions instead of one matrix.
 
     A radiograph is smooth: neighbouring pixels are nearly equal, and what matters differs from them
@@ -266,7 +269,8 @@ def _embed_by_convolutions(net: nn.Module, network: str, in_channels: int) -> No
             f'MODEL.FX.TRUNK.STEM "conv" replaces an embedding of 4 x 4 px patches; {network} '
             'has none: set it to "own".'
         )
-    net.get_submodule("patch_embed").add_module("proj", ConvStem(in_channels, patches.out_channels))
+    stem = ConvStem(in_channels, patches.out_channels, momentum=momentum)
+    net.get_submodule("patch_embed").add_module("proj", stem)
 
 
 def _probe(network: str, given: Mapping[str, Any]) -> nn.Module:
