@@ -282,7 +282,8 @@ def build_cache(
         todo = list(_missing(names, target, settings))
         report.n_kept = len(names) - len(todo)
         with contextlib.closing(_Writer(target, shard_bytes)) as writer:
-            bar = tqdm(total=len(todo), desc="caching images", disable=not progress, unit="img")
+            silent = not (progress and todo)
+            bar = tqdm(total=len(todo), desc="caching images", disable=silent, unit="img")
             with bar:
                 for result in _decoded(todo, settings, workers):
                     if isinstance(result, DataError):

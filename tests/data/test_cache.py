@@ -57,6 +57,13 @@ def images(tmp_path):
     return paths
 
 
+def test_a_bar_while_there_is_something_to_do(tmp_path, images, capfd):
+    build_cache(images, tmp_path / "cache", 64, progress=True)
+    assert "6/6" in capfd.readouterr().err
+    build_cache(images, tmp_path / "cache", 64, progress=True)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("side, expected", [("short", (64, 107)), ("long", (38, 64))])
 def test_the_smaller_copy_is_the_averaged_image(tmp_path, images, side, expected):
     report = build(images, tmp_path / "cache", 64, side=side)
