@@ -79,6 +79,10 @@ def test_a_config_asks_for_it():
     for stem, expected in (("own", False), ("conv", True)):
         cfg.MODEL.FX.TRUNK.STEM = stem
         assert isinstance(build_backbone(cfg).net.patch_embed.proj, ConvStem) is expected
+    for momentum in (0.02, 0.3):
+        cfg.MODEL.FX.TRUNK.STEM_MOMENTUM = momentum
+        norms = [m for m in build_backbone(cfg).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert {m.momentum for m in norms} == {momentum}
 
 
 def test_how_long_its_running_statistics_remember():

@@ -93,14 +93,7 @@ def audit(
             if found
         },
         "bank_skipped": prepared.bank.header.get("skipped", {}),
-        "correlation": {
-            "max_diff": change.max_diff,
-            "max_diff_pair": pair,
-            "pearson_r": change.pearson_r,
-            "classes": list(classes),
-            "before": before.round(6).tolist(),
-            "after": after.round(6).tolist(),
-        },
+        "correlation": _correlation(change, pair, classes, before, after),
         "held_out": {
             "patients": {k: len(v) for k, v in held_out.patients.items()},
             "not_compared": dict(held_out.unread),
@@ -112,6 +105,24 @@ def audit(
     result.problems += _one_sided(shares, settings)
     body["problems"] = list(result.problems)
     return result
+
+
+def _correlation(
+    change: Comparison,
+    pair: Sequence[str],
+    classes: Sequence[str],
+    before: np.ndarray,
+    after: np.ndarray,
+) -> dict[str, Any]:
+    """How the classes occur together, (C, C) before and after."""
+    return {
+        "max_diff": change.max_diff,
+        "max_diff_pair": list(pair),
+        "pearson_r": change.pearson_r,
+        "classes": list(classes),
+        "before": before.round(6).tolist(),
+        "after": after.round(6).tolist(),
+    }
 
 
 def _changed(change: Comparison, pair: Sequence[str], settings: MixSettings) -> list[str]:
