@@ -4,7 +4,7 @@
 # depends on is newer than its stamp; an interrupted step leaves none. "make clean" starts afresh.
 
 PYTHON ?= python3
-EXTRAS ?= dicom,dev
+EXTRAS ?= dicom,explain,seg-zoo,dev
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_DIR ?= output/demo

@@ -53,7 +53,9 @@ EXTRAS = {
     "dicom-gpl": ["pylibjpeg-libjpeg>=2.3,<3"],
     # An independent reader of MetaImage files; the package reads the common ones itself.
     "mha": ["SimpleITK>=2.4,<3"],
-    "explain": ["captum>=0.8,<1", "grad-cam>=1.5.4,<2"],
+    # Why a classifier says so: integrated gradients, class activation maps.
+    "explain": ["captum>=0.8,<1"],
+    # U-Net, LinkNet and FPN on many encoders, for lung masks.
     "seg-zoo": ["segmentation-models-pytorch>=0.5,<0.7"],
     "demo": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18", "jinja2>=3.1"],
     "export": ["onnx>=1.18,<2", "onnxscript>=0.5", "onnxruntime>=1.22,<2"],
