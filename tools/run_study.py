@@ -30,8 +30,9 @@ from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, tool, who
 from fx_d2.data.errors import DataError
 from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study import Study, read_study
-from fx_d2.engine.study_folder import check_folders, state_of
+from fx_d2.engine.study_folder import DONE, check_folders, state_of
 from fx_d2.engine.study_plan import Job, datasets_below, plan, world_of
+from fx_d2.engine.study_prepare import prepare_data
 from fx_d2.engine.study_report import gather, write_report
 from fx_d2.engine.study_runs import Outcome, Runner, make_data
 
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     sketch = plan(study, out, count=False)  # what is wrong with it shows before data are made
     make_data(study, sketch, out, args.jobs)
+    prepare_data(study, out, Path(__file__).resolve().parent)
     with datasets_below(world):
         jobs = plan(study, out)
     mine = [job for job in jobs if job.arm in arms]
@@ -117,7 +119,8 @@ def _told(outcome: Outcome, jobs: Sequence[Job], out: Path) -> int:
     for name, line in outcome.failed.items():
         print(f"run_study: {name} failed: {line}", file=sys.stderr)
     for job in outcome.skipped:
-        print(f"run_study: {job.name} waits for {job.after and job.after.name}", file=sys.stderr)
+        needed = ", ".join(other.name for other in job.after if state_of(other) != DONE)
+        print(f"run_study: {job.name} waits for {needed}", file=sys.stderr)
     return FAILED if outcome.failed or outcome.skipped else 0
 
 

@@ -14,26 +14,36 @@ from typing import Any
 
 import yaml
 
+from fx_d2.data.source import TASKS
 from fx_d2.data.sources import get_source
 
 from .cycle import choose
 from .setup import ConfigError
 
 WEIGHTS = "{weights}"  # of the run that a later step starts from
+OUT = "{out}"  # the folder of the study, in settings and in words of 'prepare'
 FULL = "full"  # all images that a target has
-EACH_HEAD, JOINT, UNTRAINED = "each_head", "joint", "untrained"
+EACH_HEAD, JOINT, UNTRAINED, ENSEMBLE = "each_head", "joint", "untrained", "ensemble"
+# What may be called before the runs: tools of this repository that make data, nothing else.
+PREPARING = ("make_lesion_mix.py", "make_split.py")
 Tree = dict[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # Names of what lies beside the arms in the folder of a study.
-_TAKEN = ("world", "cache")
+_TAKEN = ("world", "cache", "prepare")
 # Set for every run by the study itself.
 _OWN_KEYS = ("SEED", "OUTPUT_DIR")
 # Set by the kinds of arms.
 _JOINT_KEYS = ("CYCLE.", "SOLVER.MAX_ITER", "DATALOADER.FX.DATASET_RATIO")
 _KIND_KEYS = {JOINT: _JOINT_KEYS, EACH_HEAD: (*_JOINT_KEYS, "SOLVER.WARMUP_ITERS", "FORGETTING.")}
-_STUDY_KEYS = ("title", "world", "config", "common", "scorings", "seeds", "arms")
+_STUDY_KEYS = (
+    *("title", "world", "prepare", "config", "common", "scorings", "metrics"),
+    *("seeds", "arms"),
+)
 _WORLD_KEYS = ("patients", "seed", "size", "sources", "cache")
-_ARM_KEYS = ("about", "layers", "overrides", "each_head", "joint", "train", "then")
+_ARM_KEYS = (
+    *("about", "layers", "overrides", "each_head", "joint", "train", "weights", "ensemble"),
+    "then",
+)
 _THEN_KEYS = ("config", "layers", "overrides", "weights", "images", "draws", "seeds")
 
 
@@ -88,9 +98,12 @@ class Arm:
         about: a sentence for the report.
         kind: ``""``, or ``each_head`` (a run per head, as long as the study's cycle trains that
             head), ``joint`` (heads in a random mix, in the shares of that cycle), ``untrained``
-            (nothing is trained before the steps of ``then``).
+            (nothing is trained before the steps of ``then``), ``ensemble`` (nothing is trained:
+            the mean probability of other arms is scored).
         layers: config files laid over config and common settings of the study.
         overrides: nested settings laid over these.
+        starts: arms whose runs of the same seed are needed: the members of an ensemble, or the
+            one whose final weights the training starts from.
         then: what follows.
     """
 
@@ -99,6 +112,7 @@ class Arm:
     kind: str
     layers: tuple[Path, ...]
     overrides: Tree
+    starts: tuple[str, ...]
     then: tuple[Then, ...]
 
 
@@ -110,11 +124,13 @@ class Study:
         file: itself.
         title: of the report.
         world: None where the datasets lie elsewhere.
+        prepare: calls of tools that make data before the runs, as lists of words.
         config: of every training.
         common: nested settings laid over it.
         scorings: how often every head is scored while all are trained, at even distances; 0 leaves
             that to FORGETTING. The best of many scores is larger than that of few, so forgetting is
             compared between arms that are scored equally often.
+        metrics: ``task/metric`` of the columns of the report; () are those of FORGETTING.METRICS.
         seeds: each arm is trained once with each.
         arms: what is compared.
     """
@@ -122,9 +138,11 @@ class Study:
     file: Path
     title: str
     world: World | None
+    prepare: tuple[tuple[str, ...], ...]
     config: Path
     common: Tree
     scorings: int
+    metrics: tuple[str, ...]
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
 
@@ -191,16 +209,58 @@ def _study(file: Path, raw: Any) -> Study:
     arms = _mapping(given["arms"], "arms")
     if not arms:
         raise ValueError("arms is empty; name one or more")
+    made = tuple(_arm(file, config, _name(name), item) for name, item in arms.items())
+    _check_starts(made)
     return Study(
         file=file,
         title=_text(given.get("title", file.stem), "title"),
         world=_world(given["world"]) if given.get("world") is not None else None,
+        prepare=tuple(
+            _words(raw, f"prepare[{i}]")
+            for i, raw in enumerate(_list(given.get("prepare", []), "prepare"))
+        ),
         config=config,
         common=common,
         scorings=_whole(given.get("scorings", 0), "scorings", 0),
+        metrics=tuple(_metric(raw) for raw in _list(given.get("metrics", []), "metrics")),
         seeds=_seeds(given["seeds"], "seeds"),
-        arms=tuple(_arm(file, config, _name(name), item) for name, item in arms.items()),
+        arms=made,
     )
+
+
+def _words(raw: Any, where: str) -> tuple[str, ...]:
+    """A tool and what it is told; no shell reads it."""
+    words = _list(raw, where)
+    for word in words:
+        if isinstance(word, bool) or not isinstance(word, (str, int, float)):
+            raise ValueError(f"{where} has {str(word)[:60]!r}; write texts and numbers")
+    if not words:
+        raise ValueError(f"{where} is empty; write the name of a tool and its words")
+    return (choose(str(words[0]), PREPARING, f"{where}: tool"), *map(str, words[1:]))
+
+
+def _metric(raw: Any) -> str:
+    task, separator, metric = _text(raw, "metrics").partition("/")
+    if task not in TASKS or not (separator and metric):
+        raise ValueError(f"metrics has {raw!r}; write 'task/metric', e.g. 'cls/AUC'")
+    return f"{task}/{metric}"
+
+
+def _check_starts(arms: Sequence[Arm]) -> None:
+    """An arm needs arms above it: so none waits for itself."""
+    above: dict[str, Arm] = {}
+    for arm in arms:
+        for name in arm.starts:
+            where = f"arms.{arm.name}.{arm.kind if arm.kind == ENSEMBLE else 'weights'}"
+            choose(name, [other.name for other in arms], f"{where}: arm")
+            if name not in above:
+                raise ValueError(f"{where}: {name!r} has to stand above {arm.name!r}")
+            if above[name].kind not in ("", JOINT):
+                raise ValueError(
+                    f"{where}: {name!r} is of the kind {above[name].kind!r}, which leaves no "
+                    "single weights"
+                )
+        above[arm.name] = arm
 
 
 def _world(raw: Any) -> World:
@@ -224,6 +284,7 @@ def _arm(file: Path, config: Path, name: str, raw: Any) -> Arm:
         kinds[key] = _flag(given.get(key, kinds[key]), f"{where}.{key}")
     chosen = [key for key in (EACH_HEAD, JOINT) if kinds[key]]
     chosen += [] if kinds["train"] else [UNTRAINED]
+    chosen += [ENSEMBLE] if "ensemble" in given else []
     if len(chosen) > 1:
         raise ValueError(f"{where}: {' and '.join(chosen)} exclude each other; choose one")
     kind = chosen[0] if chosen else ""
@@ -234,9 +295,12 @@ def _arm(file: Path, config: Path, name: str, raw: Any) -> Arm:
         for key in ("layers", "overrides"):
             if given.get(key):
                 raise ValueError(f"{where}.{key} has no use with 'train: false'; put it in 'then'")
-    if kind == EACH_HEAD and then:
-        raise ValueError(f"{where}.then: each_head has no single weights to start from")
+    if kind in (EACH_HEAD, ENSEMBLE) and then:
+        raise ValueError(f"{where}.then: {kind} has no single weights to start from")
     overrides = settings(given.get("overrides"), f"{where}.overrides")
+    starts = _starts(given, where, kind)
+    if starts and "WEIGHTS" in overrides.get("MODEL", {}):
+        raise ValueError(f"{where}.overrides has MODEL.WEIGHTS, which the study sets here")
     for key, _ in leaves(overrides):
         if key.startswith(_KIND_KEYS.get(kind, ())):
             raise ValueError(f"{where}.overrides has {key}, which {kind!r} sets itself")
@@ -246,8 +310,27 @@ def _arm(file: Path, config: Path, name: str, raw: Any) -> Arm:
         kind=kind,
         layers=_files(file, _list(given.get("layers", []), f"{where}.layers"), f"{where}.layers"),
         overrides=overrides,
+        starts=starts,
         then=tuple(_then(file, config, where, _name(k), item, kind) for k, item in then.items()),
     )
+
+
+def _starts(given: Mapping[str, Any], where: str, kind: str) -> tuple[str, ...]:
+    """Names of the arms that ``weights: "{arm}"`` or ``ensemble: [arm, arm]`` asks for."""
+    names = [str(name) for name in _list(given.get(ENSEMBLE, []), f"{where}.ensemble")]
+    if kind == ENSEMBLE and (len(names) < 2 or len(set(names)) < len(names)):
+        raise ValueError(f"{where}.ensemble is {names}; name two or more different arms")
+    start = _text(given.get("weights", ""), f"{where}.weights")
+    if not start:
+        return tuple(names)
+    if not (start.startswith("{") and start.endswith("}")):
+        raise ValueError(
+            f'{where}.weights is {start!r}; write "{{arm}}" for the final weights of an arm, or '
+            "the file as MODEL.WEIGHTS in 'overrides'"
+        )
+    if kind not in ("", JOINT):
+        raise ValueError(f"{where}.weights has no use with {kind!r}")
+    return (start[1:-1],)
 
 
 def _then(file: Path, config: Path, arm: str, name: str, raw: Any, kind: str) -> Then:

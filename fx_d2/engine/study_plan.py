@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -21,7 +22,19 @@ from fx_d2.data.task_loader import Key
 from .checks import check_config
 from .few_shot import read_pool
 from .setup import ConfigError, load_config
-from .study import FULL, JOINT, UNTRAINED, WEIGHTS, Arm, Study, Then, Tree, overlaid
+from .study import (
+    ENSEMBLE,
+    FULL,
+    JOINT,
+    OUT,
+    UNTRAINED,
+    WEIGHTS,
+    Arm,
+    Study,
+    Then,
+    Tree,
+    overlaid,
+)
 from .study_budget import Budget, heads_of, joint, one_head
 
 FINAL = "model_final.safetensors"
@@ -43,7 +56,8 @@ class Job:
         steps: iterations; None where the data they depend on were not read.
         then: few-shot runs, None for a training.
         images: numbers of images of these; ``full`` is looked up where the data were read.
-        after: job that has to be finished before.
+        after: jobs that have to be finished before.
+        ensemble: whether they are scored as one and nothing is trained.
     """
 
     arm: str
@@ -56,7 +70,8 @@ class Job:
     steps: int | None
     then: Then | None = None
     images: tuple[int, ...] = ()
-    after: Job | None = None
+    after: tuple[Job, ...] = ()
+    ensemble: bool = False
 
     @property
     def name(self) -> str:
@@ -87,9 +102,11 @@ def plan(study: Study, out: Path, *, count: bool = True) -> list[Job]:
     later = [t for arm in study.arms for t in planner.later(arm)]
     jobs: list[Job] = []
     for seed in study.seeds:
-        first = [planner.training(template, seed) for template in trainings]
-        by_arm = {job.arm: job for job in first}
-        jobs += first
+        by_arm: dict[str, Job] = {}
+        for template in trainings:  # those that others start from come first
+            job = planner.training(template, seed, by_arm)
+            by_arm[job.arm] = job
+            jobs.append(job)
         jobs += [
             planner.few_shot(template, seed, by_arm.get(template.arm))
             for template in later
@@ -110,6 +127,8 @@ class _Template:
     steps: int | None
     then: Then | None = None
     images: tuple[int, ...] = ()
+    starts: tuple[str, ...] = ()
+    ensemble: bool = False
 
 
 class _Planner:
@@ -118,7 +137,7 @@ class _Planner:
         self._own: Tree = {"TEST": {"EXPECTED_RESULTS": []}}
         if study.world is not None and study.world.cache:
             self._own["INPUT"] = {"FX": {"CACHE": str(cache_of(out))}}
-        common = overlaid(self._own, study.common)
+        common = overlaid(self._own, _placed(study.common, self._out))
         self._common = overlaid({"_BASE_": str(study.config)}, common)
         own = loaded(self._common, f"{study.file}: common")
         self._budget = Budget(own) if count else None
@@ -128,8 +147,9 @@ class _Planner:
         if arm.kind == UNTRAINED:
             return []
         where = f"{self._study.file}: arms.{arm.name}"
-        body = overlaid(_laid_over(self._common, arm.layers, where), arm.overrides)
-        if not arm.kind:
+        body = _laid_over(self._common, arm.layers, where)
+        body = overlaid(body, _placed(arm.overrides, self._out))
+        if arm.kind in ("", ENSEMBLE):
             return [self._template(arm, "", body, where)]
         cfg = loaded(body, where)
         heads: list[Key | None] = [None] if arm.kind == JOINT else list(heads_of(cfg))
@@ -147,19 +167,27 @@ class _Planner:
         cfg = loaded(body, where)
         if not cfg.DATASETS.TEST:
             raise ConfigError(f"{where}: DATASETS.TEST is empty; a study compares scores")
-        steps = None
-        if self._budget is not None:
+        steps = 0 if arm.kind == ENSEMBLE else None
+        if self._budget is not None and steps is None:
             try:
                 steps = self._budget.max_iter(cfg)
             except ConfigError as exc:
                 raise ConfigError(f"{where}: {exc}") from exc
         times = self._study.scorings
-        if times and not head and "AFTER" not in arm.overrides.get("FORGETTING", {}):
+        if (
+            times
+            and not head
+            and arm.kind != ENSEMBLE
+            and "AFTER" not in arm.overrides.get("FORGETTING", {})
+        ):
             period = 1 if steps is None else -(-steps // times)
             after = {"FORGETTING": {"AFTER": "iterations", "PERIOD": period}}
             body = overlaid(body, after)
             cfg = loaded(body, where)
-        return _Template(arm.name, head, body, cfg, self._key(cfg), steps)
+        key, ensemble = self._key(cfg), arm.kind == ENSEMBLE
+        return _Template(
+            arm.name, head, body, cfg, key, steps, starts=arm.starts, ensemble=ensemble
+        )
 
     def later(self, arm: Arm) -> list[_Template]:
         """The few-shot runs of an arm."""
@@ -167,7 +195,8 @@ class _Planner:
         for then in arm.then:
             where = f"{self._study.file}: arms.{arm.name}.then.{then.name}"
             base = overlaid({"_BASE_": str(then.config)}, self._own)
-            body = overlaid(_laid_over(base, then.layers, where), then.overrides)
+            body = _laid_over(base, then.layers, where)
+            body = overlaid(body, _placed(then.overrides, self._out))
             cfg = loaded(body, where)
             keys = sorted({source_of(name).key for name in cfg.DATASETS.TRAIN})
             if len(keys) != 1:
@@ -196,21 +225,30 @@ class _Planner:
                 )
         return tuple(sorted(set(numbers), reverse=True))
 
-    def training(self, made: _Template, seed: int) -> Job:
-        """A training of this seed."""
+    def training(self, made: _Template, seed: int, above: Mapping[str, Job]) -> Job:
+        """A training of this seed, or an ensemble of such; ``above`` has those by their arms."""
         folder = self._out / made.arm / made.head.replace("/", "_") / f"seed{seed}"
         key = {**made.key, "SEED": seed}
-        return Job(made.arm, seed, made.head, folder, made.body, made.cfg, key, made.steps)
+        body, after = made.body, tuple(above[name] for name in made.starts)
+        if after:
+            files = [str(job.folder / FINAL) for job in after]
+            own: Tree = {"FX": {"ENSEMBLE": files}} if made.ensemble else {"WEIGHTS": files[0]}
+            body = overlaid(body, {"MODEL": own})
+            key["weights of"] = [job.fingerprint for job in after]
+        return Job(
+            made.arm, seed, made.head, folder, body, made.cfg, key, made.steps,
+            after=after, ensemble=made.ensemble,
+        )  # fmt: skip
 
     def few_shot(self, made: _Template, seed: int, before: Job | None) -> Job:
         """Few-shot runs after the training of this seed, or after none."""
         then = made.then
         assert then is not None
         key = {**made.key, "SEED": seed}
-        body, after = made.body, None
+        body, after = made.body, ()
         weights = then.weights
         if WEIGHTS in weights and before is not None:
-            after, weights = before, weights.replace(WEIGHTS, str(before.folder / FINAL))
+            after, weights = (before,), weights.replace(WEIGHTS, str(before.folder / FINAL))
             key["weights of"] = before.fingerprint
         body = overlaid(body, {"MODEL": {"WEIGHTS": weights}})
         folder = self._out / made.arm / f"seed{seed}" / "then" / then.name
@@ -229,7 +267,25 @@ class _Planner:
             facts = asdict(world)
             del facts["sources"]  # the bytes of a source do not depend on the others
             tree["world"] = facts
+        if self._study.prepare:
+            text, place = json.dumps(tree), json.dumps(f"{self._out}/")[1:-1]
+            if place in text:  # what does not use prepared data does not depend on them
+                tree = json.loads(text.replace(place, f"{OUT}/"))
+                tree["prepare"] = [list(words) for words in self._study.prepare]
         return tree
+
+
+def _placed(settings: Tree, out: Path) -> Tree:
+    """Settings with the folder of the study in place of ``{out}``."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace(OUT, str(out))
+        if isinstance(value, list):
+            return [placed(item) for item in value]
+        return _placed(value, out) if isinstance(value, dict) else value
+
+    return {key: placed(value) for key, value in settings.items()}
 
 
 def _laid_over(body: Tree, layers: Sequence[Path], where: str) -> Tree:

@@ -43,9 +43,9 @@ class Scored:
 
     Args:
         arm, seed: which.
-        scores: ``{student or teacher: {head: main metric}}``; a figure that could not be computed
-            is left out.
-        without: heads that have no figure of student or teacher.
+        scores: ``{student or teacher: {source/task/metric: figure}}``; one that could not be
+            computed is left out.
+        without: figures that student or teacher do not have.
         transfers: ``{student or teacher: {average_forgetting, ...: figure}}``.
         steps, hours: of all runs together; hours are of the clock, evaluations included.
     """
@@ -98,16 +98,16 @@ class Report:
 
     Args:
         study: whose.
-        metrics: ``{task: main metric}``.
+        metrics: ``{task: metrics}``, those of the columns.
         seeds: ``{arm: finished ones}``.
         scored: one per finished seed and arm.
         rows: see :class:`Row`.
-        left_out: ``{head: runs that have no figure of it}``; no mean over heads has them.
+        left_out: ``{figure: runs that do not have it}``; no mean over heads has them.
         missing: ``{run: state}`` of what is not finished.
     """
 
     study: Study
-    metrics: Mapping[str, str]
+    metrics: Mapping[str, tuple[str, ...]]
     seeds: Mapping[str, tuple[int, ...]]
     scored: Sequence[Scored]
     rows: Sequence[Row]
@@ -122,18 +122,18 @@ def gather(study: Study, jobs: Sequence[Job]) -> Report:
         study: the plan's.
         jobs: all runs of the plan.
     """
-    metrics = main_metrics(jobs[0].cfg.FORGETTING.METRICS)
+    metrics = _metrics_of(study, jobs[0])
     states = {job: state_of(job) for job in jobs}
     scored: list[Scored] = []
     for seed in study.seeds:
         for arm in study.arms:
             runs = [j for j in jobs if (j.arm, j.seed, j.then) == (arm.name, seed, None)]
             if runs and all(states[job] == DONE for job in runs):
-                scored.append(_scored(arm.name, seed, runs))
+                scored.append(_scored(study, arm.name, seed, runs))
     left_out: dict[str, list[str]] = {}
     for run in scored:
-        for head in run.without:
-            left_out.setdefault(head, []).append(f"{run.arm} seed {run.seed}")
+        for figure in run.without:
+            left_out.setdefault(figure, []).append(f"{run.arm} seed {run.seed}")
     rows = [row for arm in study.arms for row in _rows(arm.name, scored, metrics, left_out)]
     later = [job for job in jobs if job.then is not None and states[job] == DONE]
     rows += _few_shot_rows(later)
@@ -142,27 +142,36 @@ def gather(study: Study, jobs: Sequence[Job]) -> Report:
     return Report(study, metrics, seeds, scored, rows, left_out, missing)
 
 
-def _scored(arm: str, seed: int, runs: Sequence[Job]) -> Scored:
+def _metrics_of(study: Study, job: Job) -> dict[str, tuple[str, ...]]:
+    """By task: what the study names, else the main one of every task."""
+    if not study.metrics:
+        return {task: (name,) for task, name in main_metrics(job.cfg.FORGETTING.METRICS).items()}
+    pairs = [text.split("/", 1) for text in study.metrics]
+    return {task: tuple(name for of, name in pairs if of == task) for task in TASKS}
+
+
+def _scored(study: Study, arm: str, seed: int, runs: Sequence[Job]) -> Scored:
     scores: dict[str, dict[str, float]] = {}
-    heads: list[str] = []
+    wanted: list[str] = []
     transfers: dict[str, dict[str, float]] = {}
     for job in runs:
-        metrics = main_metrics(job.cfg.FORGETTING.METRICS)
+        metrics = _metrics_of(study, job)
         found = _json(result_of(job))["results"]
-        own = ["/".join(key) for key in heads_of(job.cfg)]
-        heads += own
+        own = [(f"{s}/{task}", name) for s, task in heads_of(job.cfg) for name in metrics[task]]
+        wanted += ["/".join(pair) for pair in own]
         for who, prefix in ((STUDENT, ""), (TEACHER, f"{TEACHER}/")):
-            for head in own:
-                value = found.get(f"{prefix}{head}", {}).get(metrics[head.rpartition("/")[2]])
+            for head, name in own:
+                value = found.get(f"{prefix}{head}", {}).get(name)
                 if value is not None:
-                    scores.setdefault(who, {})[head] = float(value)
+                    scores.setdefault(who, {})[f"{head}/{name}"] = float(value)
         table = job.folder / f"{FORGETTING}.json"
         for who, about in (_json(table)["summary"] if table.is_file() else {}).items():
             known = {name: about[name] for name in _TRANSFERS if about.get(name) is not None}
             transfers.setdefault(who, {}).update(known)
-    steps = sum(int(read_description(job.folder / FINAL)["iteration"]) + 1 for job in runs)
+    trained = [job for job in runs if not job.ensemble]
+    steps = sum(int(read_description(job.folder / FINAL)["iteration"]) + 1 for job in trained)
     hours = sum(seconds_of(job) for job in runs) / 3600
-    without = tuple(h for h in heads if not scores or any(h not in f for f in scores.values()))
+    without = tuple(w for w in wanted if not scores or any(w not in f for f in scores.values()))
     return Scored(arm, seed, scores, without, transfers, steps, hours)
 
 
@@ -179,18 +188,21 @@ def _json(file: Path) -> Mapping[str, Any]:
 
 
 def _rows(
-    arm: str, scored: Sequence[Scored], metrics: Mapping[str, str], left_out: Collection[str]
+    arm: str,
+    scored: Sequence[Scored],
+    metrics: Mapping[str, Sequence[str]],
+    left_out: Collection[str],
 ) -> Iterator[Row]:
     mine = [run for run in scored if run.arm == arm]
     for who in dict.fromkeys(who for run in mine for who in run.scores):
         having = [run.scores[who] for run in mine if who in run.scores]
-        for task in TASKS:
-            means = [m for f in having if (m := _mean_of(f, task, left_out)) is not None]
+        for name in (f"{task}/{metric}" for task in TASKS for metric in metrics[task]):
+            means = [m for f in having if (m := _mean_of(f, name, left_out)) is not None]
             if means:
-                yield Row(_TASK, arm, who, f"{task}/{metrics[task]}", tuple(means))
-        for head in dict.fromkeys(head for scores in having for head in scores):
-            values = tuple(scores[head] for scores in having if head in scores)
-            yield Row(_HEAD, arm, who, f"{head}/{metrics[head.rpartition('/')[2]]}", values)
+                yield Row(_TASK, arm, who, name, tuple(means))
+        for figure in dict.fromkeys(figure for scores in having for figure in scores):
+            values = tuple(scores[figure] for scores in having if figure in scores)
+            yield Row(_HEAD, arm, who, figure, values)
     for who in dict.fromkeys(who for run in mine for who in run.transfers):
         for name in _TRANSFERS:
             values = tuple(r.transfers[who][name] for r in mine if name in r.transfers.get(who, ()))
@@ -201,9 +213,9 @@ def _rows(
         yield Row("cost", arm, "", _HOURS, tuple(run.hours for run in mine))
 
 
-def _mean_of(scores: Mapping[str, float], task: str, left_out: Collection[str]) -> float | None:
+def _mean_of(scores: Mapping[str, float], name: str, left_out: Collection[str]) -> float | None:
     """Over the same heads in every run: else an arm would gain by a head that it cannot score."""
-    values = [v for h, v in scores.items() if h.rpartition("/")[2] == task and h not in left_out]
+    values = [v for f, v in scores.items() if f.partition("/")[2] == name and f not in left_out]
     return statistics.fmean(values) if values else None
 
 
@@ -242,13 +254,13 @@ def write_report(report: Report, out: Path, about: Mapping[str, str]) -> str:
         "format": FORMAT,
         "title": report.study.title,
         "about": about,
-        "metrics": dict(report.metrics),
+        "metrics": {task: list(names) for task, names in report.metrics.items()},
         "seeds": {arm: list(seeds) for arm, seeds in report.seeds.items()},
         "runs": [vars(run) for run in report.scored],
         "figures": [
             {**vars(r), "n": len(r.values), "mean": r.mean, "std": r.std} for r in report.rows
         ],
-        "left_out": {head: list(runs) for head, runs in report.left_out.items()},
+        "left_out": {figure: list(runs) for figure, runs in report.left_out.items()},
         "missing": dict(report.missing),
     }
     write_atomically(out / "study.json", json.dumps(body, indent=1, allow_nan=False) + "\n")
@@ -283,7 +295,7 @@ def markdown(report: Report, about: Mapping[str, str]) -> str:
             arms,
         ]
     if report.left_out:
-        names = ", ".join(f"{head} ({_few(runs)})" for head, runs in report.left_out.items())
+        names = ", ".join(f"{name} ({_few(runs)})" for name, runs in report.left_out.items())
         parts.append(f"Left out of every mean, since a run has no figure of it: {names}.")
     heads = _heads_table(report)
     if heads:
@@ -301,7 +313,7 @@ def markdown(report: Report, about: Mapping[str, str]) -> str:
 
 def _arms_table(report: Report) -> str:
     by = {(r.arm, r.model, r.figure): r for r in report.rows if r.kind not in (_HEAD, _FEW)}
-    figures = [f"{task}/{metric}" for task, metric in report.metrics.items()]
+    figures = [f"{task}/{name}" for task, names in report.metrics.items() for name in names]
     shown = [f for f in (*figures, *_TRANSFERS) if any(key[2] == f for key in by)]
     body = []
     for arm, who, seeds in _columns(report):

@@ -162,12 +162,14 @@ class Runner:
     def _start(self, waiting: list[Job], outcome: Outcome, bar: _Bar, lock: int) -> None:
         """Start what may start: the first ones whose forerunners are finished."""
         for job in list(waiting):
-            if job.after is not None and job.after.name in outcome.failed:
+            if any(other.name in outcome.failed for other in job.after) or any(
+                other in outcome.skipped for other in job.after
+            ):
                 waiting.remove(job)
                 outcome.skipped.append(job)
                 bar.skip(job)
         while len(self._running) < self._at_once:
-            ready = [j for j in waiting if j.after is None or state_of(j.after) == DONE]
+            ready = [j for j in waiting if all(state_of(other) == DONE for other in j.after)]
             if not ready:
                 if waiting and not self._running:  # left over by --only
                     outcome.skipped += waiting
@@ -209,7 +211,9 @@ class Runner:
     def _words(self, job: Job) -> list[str]:
         config = ["--config-file", str(job.folder / CONFIG_FILE)]
         if job.then is None:
-            tool = [sys.executable, str(self._tools / "train_net.py"), *config, "--resume"]
+            # An ensemble is loaded from its members' weights; --resume would look for its own.
+            how = "--eval-only" if job.ensemble else "--resume"
+            tool = [sys.executable, str(self._tools / "train_net.py"), *config, how]
             return [*tool, "SEED", str(job.seed), "OUTPUT_DIR", str(job.folder)]
         images = [str(n) for n in job.images]
         metrics = [f"*/{text.replace('=', '/')}" for text in job.cfg.FORGETTING.METRICS]

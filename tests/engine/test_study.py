@@ -252,7 +252,7 @@ def test_few_shot_runs_start_from_their_arm_or_from_nothing(tmp_path: Path, data
     later = {(job.arm, job.seed): job for job in jobs if job.then}
     assert set(later) == {("trained", 2), ("scratch", 1), ("scratch", 2)}
     job = later["trained", 2]
-    assert job.after is not None and (job.after.arm, job.after.seed) == ("trained", 2)
+    assert [(other.arm, other.seed) for other in job.after] == [("trained", 2)]
     weights = tmp_path / "trained/seed2/model_final.safetensors"
     assert job.body["MODEL"]["WEIGHTS"] == str(weights) and job.steps == 2 * 2 * 2
     scratch = later["scratch", 1]

@@ -131,7 +131,7 @@ def test_the_three_files(study: Study, tmp_path: Path):
     assert "- command: as called" in lines and "with a lock phase" in text
     assert "average forgetting" in text and "### Not finished" in text
     body = json.loads((tmp_path / "study.json").read_text())
-    assert body["metrics"] == {"cls": "AUC", "loc": "AP40", "seg": "Dice_positive"}
+    assert body["metrics"] == {"cls": ["AUC"], "loc": ["AP40"], "seg": ["Dice_positive"]}
     assert body["runs"][0]["arm"] == "single" and len(body["runs"]) == 3
     table = list(csv.DictReader((tmp_path / "study.csv").open(encoding="utf-8")))
     found = next(r for r in table if (r["arm"], r["figure"]) == ("locked", "rsna/loc/AP40"))
@@ -152,7 +152,7 @@ def test_a_head_without_a_figure_is_left_out_of_every_mean(study: Study, tmp_pat
     assert rows["task", "single", "student", "cls/AUC"].values == pytest.approx((0.9,))
     assert rows["head", "locked", "student", "rsna/cls/AUC"].values == pytest.approx((0.6, 0.4))
     text = markdown(report, {})
-    assert "Left out of every mean" in text and "rsna/cls (single seed 1)" in text
+    assert "Left out of every mean" in text and "rsna/cls/AUC (single seed 1)" in text
 
 
 def test_a_damaged_result_is_named(study: Study, tmp_path: Path):
