@@ -12,9 +12,10 @@ from fnmatch import fnmatchcase
 
 from detectron2.config import CfgNode
 
-from fx_d2.data.build import source_of
+from fx_d2.data.build import source_of, tasks_of
 from fx_d2.data.sources import SOURCES
 from fx_d2.evaluation import EVALUATORS, Truth, build_evaluator, evaluator_options
+from fx_d2.evaluation.operating_point import GROUPS
 
 from .setup import ConfigError, hint
 
@@ -84,6 +85,23 @@ def _metrics_of_run(cfg: CfgNode, keys: Keys) -> Iterator[str]:
         options = evaluator_options(cfg, dataset)
         (evaluator,) = build_evaluator(dataset, [task], options=options).evaluators
         yield from (f"{key}/{metric}" for metric in evaluator.metric_names())
+
+
+def metrics_of(cfg: CfgNode) -> list[str]:
+    """``task/metric`` of all classes together, of every dataset that a config evaluates.
+
+    Those of ``TEST.FX.TAIL`` are there, although its groups are known in training only.
+    """
+    found: dict[str, None] = {}
+    for dataset in cfg.DATASETS.TEST:
+        options, source = evaluator_options(cfg, dataset), source_of(dataset)
+        for task in tasks_of(cfg, source):
+            evaluator = EVALUATORS[task](Truth("", (), source), **options.get(task, {}))
+            names = [name for name in evaluator.metric_names() if "-" not in name]
+            if task == "cls" and cfg.TEST.FX.TAIL:
+                names += [f"{name}_{group}" for name in names for group in GROUPS]
+            found.update((f"{task}/{name}", None) for name in names)
+    return list(found)
 
 
 def _metrics_of_all() -> Iterator[str]:

@@ -19,6 +19,7 @@ from fx_d2.data.sources import get_source
 
 from .cycle import choose
 from .setup import ConfigError
+from .study_values import Loader, files, flag, listed, mapping, seeds, text, whole
 
 WEIGHTS = "{weights}"  # of the run that a later step starts from
 OUT = "{out}"  # the folder of the study, in settings and in words of 'prepare'
@@ -173,64 +174,45 @@ def read_study(file: str | Path) -> Study:
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no study"
         raise ConfigError(f"there is no study file {file}; its folder has {there}")
     try:
-        raw = yaml.load(path.read_text("utf-8"), _Loader)
+        raw = yaml.load(path.read_text("utf-8"), Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
         raise ConfigError(f"{file}: {' '.join(str(exc).split())[:300]}") from exc
     try:
         return _study(path, raw)
     except (KeyError, ValueError) as exc:
-        text = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
-        raise ConfigError(f"{file}: {' '.join(str(text).split())}") from exc
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: the first of two arms of one name would be lost."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._seen: set[int] = set()
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Called for every mapping, again for one that others merge and that holds more by then."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice and id(node) not in self._seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]!r} stands twice", node.start_mark
-            )
-        self._seen.add(id(node))
-        super().flatten_mapping(node)
+        said = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
+        raise ConfigError(f"{file}: {' '.join(str(said).split())}") from exc
 
 
 def _study(file: Path, raw: Any) -> Study:
-    given = _mapping(raw, "a study", _STUDY_KEYS, needed=("config", "seeds", "arms"))
-    config = _files(file, [given["config"]], "config")[0]
+    given = mapping(raw, "a study", _STUDY_KEYS, needed=("config", "seeds", "arms"))
+    config = files(file, [given["config"]], "config")[0]
     common = settings(given.get("common"), "common")
-    arms = _mapping(given["arms"], "arms")
+    arms = mapping(given["arms"], "arms")
     if not arms:
         raise ValueError("arms is empty; name one or more")
     made = tuple(_arm(file, config, _name(name), item) for name, item in arms.items())
     _check_starts(made)
     return Study(
         file=file,
-        title=_text(given.get("title", file.stem), "title"),
+        title=text(given.get("title", file.stem), "title"),
         world=_world(given["world"]) if given.get("world") is not None else None,
         prepare=tuple(
             _words(raw, f"prepare[{i}]")
-            for i, raw in enumerate(_list(given.get("prepare", []), "prepare"))
+            for i, raw in enumerate(listed(given.get("prepare", []), "prepare"))
         ),
         config=config,
         common=common,
-        scorings=_whole(given.get("scorings", 0), "scorings", 0),
-        metrics=tuple(_metric(raw) for raw in _list(given.get("metrics", []), "metrics")),
-        seeds=_seeds(given["seeds"], "seeds"),
+        scorings=whole(given.get("scorings", 0), "scorings", 0),
+        metrics=tuple(_metric(raw) for raw in listed(given.get("metrics", []), "metrics")),
+        seeds=seeds(given["seeds"], "seeds"),
         arms=made,
     )
 
 
 def _words(raw: Any, where: str) -> tuple[str, ...]:
     """A tool and what it is told; no shell reads it."""
-    words = _list(raw, where)
+    words = listed(raw, where)
     for word in words:
         if isinstance(word, bool) or not isinstance(word, (str, int, float)):
             raise ValueError(f"{where} has {str(word)[:60]!r}; write texts and numbers")
@@ -240,7 +222,7 @@ def _words(raw: Any, where: str) -> tuple[str, ...]:
 
 
 def _metric(raw: Any) -> str:
-    task, separator, metric = _text(raw, "metrics").partition("/")
+    task, separator, metric = text(raw, "metrics").partition("/")
     if task not in TASKS or not (separator and metric):
         raise ValueError(f"metrics has {raw!r}; write 'task/metric', e.g. 'cls/AUC'")
     return f"{task}/{metric}"
@@ -264,31 +246,31 @@ def _check_starts(arms: Sequence[Arm]) -> None:
 
 
 def _world(raw: Any) -> World:
-    given = _mapping(raw, "world", _WORLD_KEYS, needed=("patients", "seed"))
-    sources = _list(given.get("sources", []), "world.sources")
+    given = mapping(raw, "world", _WORLD_KEYS, needed=("patients", "seed"))
+    sources = listed(given.get("sources", []), "world.sources")
     size = given.get("size")
     return World(
-        patients=_whole(given["patients"], "world.patients", 1),
-        seed=_whole(given["seed"], "world.seed", 0),
-        size=None if size is None else _whole(size, "world.size", 1),
+        patients=whole(given["patients"], "world.patients", 1),
+        seed=whole(given["seed"], "world.seed", 0),
+        size=None if size is None else whole(size, "world.size", 1),
         sources=tuple(get_source(str(key)).key for key in sources),
-        cache=_whole(given.get("cache", 0), "world.cache", 0),
+        cache=whole(given.get("cache", 0), "world.cache", 0),
     )
 
 
 def _arm(file: Path, config: Path, name: str, raw: Any) -> Arm:
     where = f"arms.{name}"
-    given = _mapping(raw if raw is not None else {}, where, _ARM_KEYS)
+    given = mapping(raw if raw is not None else {}, where, _ARM_KEYS)
     kinds = {EACH_HEAD: False, JOINT: False, "train": True}
     for key in kinds:
-        kinds[key] = _flag(given.get(key, kinds[key]), f"{where}.{key}")
+        kinds[key] = flag(given.get(key, kinds[key]), f"{where}.{key}")
     chosen = [key for key in (EACH_HEAD, JOINT) if kinds[key]]
     chosen += [] if kinds["train"] else [UNTRAINED]
     chosen += [ENSEMBLE] if "ensemble" in given else []
     if len(chosen) > 1:
         raise ValueError(f"{where}: {' and '.join(chosen)} exclude each other; choose one")
     kind = chosen[0] if chosen else ""
-    then = _mapping(given.get("then") or {}, f"{where}.then")
+    then = mapping(given.get("then") or {}, f"{where}.then")
     if kind == UNTRAINED:
         if not then:
             raise ValueError(f"{where} has 'train: false' and no 'then'; nothing would be done")
@@ -306,9 +288,9 @@ def _arm(file: Path, config: Path, name: str, raw: Any) -> Arm:
             raise ValueError(f"{where}.overrides has {key}, which {kind!r} sets itself")
     return Arm(
         name=name,
-        about=_text(given.get("about", ""), f"{where}.about"),
+        about=text(given.get("about", ""), f"{where}.about"),
         kind=kind,
-        layers=_files(file, _list(given.get("layers", []), f"{where}.layers"), f"{where}.layers"),
+        layers=files(file, listed(given.get("layers", []), f"{where}.layers"), f"{where}.layers"),
         overrides=overrides,
         starts=starts,
         then=tuple(_then(file, config, where, _name(k), item, kind) for k, item in then.items()),
@@ -317,10 +299,10 @@ def _arm(file: Path, config: Path, name: str, raw: Any) -> Arm:
 
 def _starts(given: Mapping[str, Any], where: str, kind: str) -> tuple[str, ...]:
     """Names of the arms that ``weights: "{arm}"`` or ``ensemble: [arm, arm]`` asks for."""
-    names = [str(name) for name in _list(given.get(ENSEMBLE, []), f"{where}.ensemble")]
+    names = [str(name) for name in listed(given.get(ENSEMBLE, []), f"{where}.ensemble")]
     if kind == ENSEMBLE and (len(names) < 2 or len(set(names)) < len(names)):
         raise ValueError(f"{where}.ensemble is {names}; name two or more different arms")
-    start = _text(given.get("weights", ""), f"{where}.weights")
+    start = text(given.get("weights", ""), f"{where}.weights")
     if not start:
         return tuple(names)
     if not (start.startswith("{") and start.endswith("}")):
@@ -335,33 +317,33 @@ def _starts(given: Mapping[str, Any], where: str, kind: str) -> tuple[str, ...]:
 
 def _then(file: Path, config: Path, arm: str, name: str, raw: Any, kind: str) -> Then:
     where = f"{arm}.then.{name}"
-    given = _mapping(raw, where, _THEN_KEYS, needed=("images",))
-    start = _text(given.get("weights", "" if kind == UNTRAINED else WEIGHTS), f"{where}.weights")
+    given = mapping(raw, where, _THEN_KEYS, needed=("images",))
+    start = text(given.get("weights", "" if kind == UNTRAINED else WEIGHTS), f"{where}.weights")
     if WEIGHTS in start and kind == UNTRAINED:
         raise ValueError(f"{where}.weights is {start!r}, but its arm has 'train: false'")
     if start and start != WEIGHTS:
-        start = str(_files(file, [start], f"{where}.weights")[0])
-    images = _list(given["images"], f"{where}.images")
+        start = str(files(file, [start], f"{where}.weights")[0])
+    images = listed(given["images"], f"{where}.images")
     if not images:
         raise ValueError(f"{where}.images is empty; write numbers, or {FULL!r}")
     own = given.get("config")
-    layers = _list(given.get("layers", []), f"{where}.layers")
+    layers = listed(given.get("layers", []), f"{where}.layers")
     return Then(
         name=name,
-        config=config if own is None else _files(file, [own], f"{where}.config")[0],
-        layers=_files(file, layers, f"{where}.layers"),
+        config=config if own is None else files(file, [own], f"{where}.config")[0],
+        layers=files(file, layers, f"{where}.layers"),
         overrides=settings(given.get("overrides"), f"{where}.overrides"),
         weights=start,
-        images=tuple(n if n == FULL else _whole(n, f"{where}.images", 1) for n in images),
-        draws=_whole(given.get("draws", 3), f"{where}.draws", 1),
-        seeds=_seeds(given["seeds"], f"{where}.seeds") if "seeds" in given else (),
+        images=tuple(n if n == FULL else whole(n, f"{where}.images", 1) for n in images),
+        draws=whole(given.get("draws", 3), f"{where}.draws", 1),
+        seeds=seeds(given["seeds"], f"{where}.seeds") if "seeds" in given else (),
     )
 
 
 def settings(raw: Any, where: str) -> Tree:
     """Overrides as a config file has them: ``{"A.B": 1}`` becomes ``{"A": {"B": 1}}``."""
     tree: Tree = {}
-    for key, value in _mapping(raw if raw is not None else {}, where).items():
+    for key, value in mapping(raw if raw is not None else {}, where).items():
         if key.partition(".")[0] in _OWN_KEYS:
             raise ValueError(f"{where} has {key}, which the study sets for every run")
         for part in reversed(key.split(".")):
@@ -390,51 +372,6 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _mapping(
-    raw: Any, where: str, known: Sequence[str] = (), needed: Sequence[str] = ()
-) -> dict[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"{where} is {str(raw)[:60]!r}; write a mapping of names to values")
-    given = {str(key): value for key, value in raw.items()}
-    for key in given if known else ():
-        choose(key, known, f"{where}: key")
-    for key in needed:
-        if key not in given:
-            raise ValueError(f"{where} has no {key!r}")
-    return given
-
-
-def _list(raw: Any, where: str) -> list[Any]:
-    if not isinstance(raw, list):
-        raise ValueError(f"{where} is {str(raw)[:60]!r}; write a list")
-    return raw
-
-
-def _whole(raw: Any, where: str, low: int) -> int:
-    if isinstance(raw, bool) or not isinstance(raw, int) or raw < low:
-        raise ValueError(f"{where} is {str(raw)[:60]!r}; allowed: a whole number from {low}")
-    return raw
-
-
-def _flag(raw: Any, where: str) -> bool:
-    if not isinstance(raw, bool):
-        raise ValueError(f"{where} is {str(raw)[:60]!r}; allowed: true or false")
-    return raw
-
-
-def _text(raw: Any, where: str) -> str:
-    if not isinstance(raw, str):
-        raise ValueError(f"{where} is {str(raw)[:60]!r}; write a text")
-    return " ".join(raw.split())
-
-
-def _seeds(raw: Any, where: str) -> tuple[int, ...]:
-    seeds = [_whole(seed, where, 0) for seed in _list(raw, where)]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{where} is {raw}; write one or more different whole numbers")
-    return tuple(seeds)
-
-
 def _name(raw: str) -> str:
     if not _NAME.fullmatch(raw) or raw in _TAKEN:
         raise ValueError(
@@ -442,13 +379,3 @@ def _name(raw: str) -> str:
             f"'_', '-' and '.', but not {' or '.join(_TAKEN)}"
         )
     return raw
-
-
-def _files(file: Path, names: Sequence[Any], where: str) -> tuple[Path, ...]:
-    found = []
-    for name in names:
-        path = Path(file.parent, _text(name, where)).resolve()
-        if not path.is_file():
-            raise ValueError(f"{where}: there is no file {path}")
-        found.append(path)
-    return tuple(found)

@@ -20,7 +20,9 @@ from fx_d2.data.catalog import ROOT_VARIABLE
 from fx_d2.data.task_loader import Key
 
 from .checks import check_config
+from .cycle import choose
 from .few_shot import read_pool
+from .metric_patterns import metrics_of
 from .setup import ConfigError, load_config
 from .study import (
     ENSEMBLE,
@@ -100,6 +102,7 @@ def plan(study: Study, out: Path, *, count: bool = True) -> list[Job]:
     planner = _Planner(study, out.expanduser().absolute(), count)
     trainings = [t for arm in study.arms for t in planner.trainings(arm)]
     later = [t for arm in study.arms for t in planner.later(arm)]
+    _check_metrics(study, trainings)
     jobs: list[Job] = []
     for seed in study.seeds:
         by_arm: dict[str, Job] = {}
@@ -129,6 +132,18 @@ class _Template:
     images: tuple[int, ...] = ()
     starts: tuple[str, ...] = ()
     ensemble: bool = False
+
+
+def _check_metrics(study: Study, trainings: Sequence[_Template]) -> None:
+    """A misspelt metric would be an empty column after all runs."""
+    if not study.metrics:
+        return
+    try:
+        known = dict.fromkeys(name for made in trainings for name in metrics_of(made.cfg))
+        for name in study.metrics:
+            choose(name, known, "metrics:")
+    except ValueError as exc:
+        raise ConfigError(f"{study.file}: {exc}") from exc
 
 
 class _Planner:

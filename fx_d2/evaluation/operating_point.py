@@ -89,6 +89,9 @@ def _chosen(note: Any, source: str) -> tuple[Mapping[str, float], str] | None:
     return (note["positive"], how) if of_source and how != FIXED else None
 
 
+GROUPS = ("head", "medium", "tail")
+
+
 def tail_groups(
     classes: Sequence[str], shares: Sequence[float], bounds: Sequence[float]
 ) -> dict[str, tuple[str, ...]]:
@@ -101,9 +104,9 @@ def tail_groups(
     """
     low, high = bounds
     rows = list(zip(classes, shares, strict=True))
-    groups = {
-        "head": tuple(name for name, share in rows if share >= high),
-        "medium": tuple(name for name, share in rows if low <= share < high),
-        "tail": tuple(name for name, share in rows if share < low),
-    }
-    return {name: members for name, members in groups.items() if members}
+    members = (
+        tuple(name for name, share in rows if share >= high),
+        tuple(name for name, share in rows if low <= share < high),
+        tuple(name for name, share in rows if share < low),
+    )
+    return {name: found for name, found in zip(GROUPS, members, strict=True) if found}
