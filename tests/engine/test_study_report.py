@@ -155,6 +155,39 @@ def test_a_head_without_a_figure_is_left_out_of_every_mean(study: Study, tmp_pat
     assert "Left out of every mean" in text and "rsna/cls/AUC (single seed 1)" in text
 
 
+def test_the_columns_are_the_metrics_of_the_study(tmp_path: Path):
+    arms = {
+        "plain": None,
+        "tuned": {"weights": "{plain}"},
+        "both": {"ensemble": ["plain", "tuned"]},
+    }
+    content = tiny_study(arms=arms, seeds=[1], metrics=["cls/F1", "cls/AUC"])
+    study = read_study(write_study(tmp_path, content))
+    jobs = plan(study, tmp_path, count=False)
+    for job, f1 in zip(jobs, (0.25, 0.5, 0.75), strict=True):
+        scores = {"F1": f1, "AUC": f1 / 2}
+        finish(job, {"shenzhen/cls": scores, "rsna/cls": scores, "rsna/loc": {"AP40": 0.9}})
+    (jobs[2].folder / FINAL).unlink()  # an ensemble leaves no weights
+    report = gather(study, jobs)
+    rows = {(r.kind, r.arm, r.figure): r.values for r in report.rows}
+    assert rows["task", "both", "cls/F1"] == (0.75,) and rows["cost", "both", "steps"] == (0.0,)
+    assert rows["head", "tuned", "rsna/cls/AUC"] == (0.25,)
+    assert not [key for key in rows if "loc" in key[2]]
+    text = markdown(report, {})
+    header = next(line for line in text.splitlines() if line.startswith("| arm"))
+    cells = [cell.strip() for cell in header.split("|")[1:-1]]
+    assert cells == ["arm", "model", "seeds", "cls F1", "cls AUC", "steps", "hours"]
+    # A figure that one run lacks is left out of every mean; the other of the same head is not.
+    (jobs[0].folder / "results.json").write_text(
+        json.dumps({"results": {"shenzhen/cls": {"AUC": 0.1, "F1": 0.1}, "rsna/cls": {"AUC": 0.3}}})
+    )
+    report = gather(study, jobs)
+    rows = {(r.kind, r.arm, r.figure): r.values for r in report.rows}
+    assert report.left_out == {"rsna/cls/F1": ["plain seed 1"]}
+    assert rows["task", "plain", "cls/F1"] == (0.1,)
+    assert rows["task", "plain", "cls/AUC"] == pytest.approx((0.2,))
+
+
 def test_a_damaged_result_is_named(study: Study, tmp_path: Path):
     jobs = done(study, tmp_path)
     file = next(j for j in jobs if j.name == "locked seed 1").folder / "results.json"

@@ -164,6 +164,28 @@ def test_what_waits_for_a_run_that_was_not_asked_for(tmp_path: Path, tools: Path
     assert found.skipped == jobs[1:] and not notes(tmp_path, "begin")
 
 
+def test_an_ensemble_is_evaluated_after_its_members(tmp_path: Path, tools: Path):
+    arms = {"a": None, "b": {"weights": "{a}"}, "both": {"ensemble": ["a", "b"]}}
+    jobs = jobs_of(tmp_path, arms)
+    # Given in the wrong order, and with room for all at once.
+    assert runner(tmp_path, tools, 3).run(jobs[::-1]).done == jobs
+    begun = {Path(note[1]).parent.name: note for note in notes(tmp_path, "begin")}
+    ended = {Path(note[1]).parent.name: note[2] for note in notes(tmp_path, "end")}
+    assert begun["b"][2] > ended["a"] and begun["both"][2] > ended["b"]
+    assert begun["both"][3][2] == "--eval-only" and begun["b"][3][2] == "--resume"
+    body = yaml.safe_load(Path(begun["both"][3][1]).read_text())
+    assert body["MODEL"]["FX"]["ENSEMBLE"] == [
+        str(tmp_path / f"out/{arm}/seed1/model_final.safetensors") for arm in ("a", "b")
+    ]
+
+
+def test_what_needs_a_failed_run_is_skipped_to_the_end(tmp_path: Path, tools: Path):
+    arms = {"odd": None, "c": None, "b": {"weights": "{odd}"}, "both": {"ensemble": ["b", "c"]}}
+    found = runner(tmp_path, tools).run(jobs_of(tmp_path, arms))
+    assert list(found.failed) == ["odd seed 1"] and [j.arm for j in found.done] == ["c"]
+    assert [job.arm for job in found.skipped] == ["b", "both"]
+
+
 def test_an_interrupt_ends_the_runs_which_are_resumed(tmp_path: Path, tools: Path):
     jobs = jobs_of(tmp_path, {"slow": None, "b": None})
 
