@@ -162,8 +162,8 @@ class _Planner:
         if arm.kind == UNTRAINED:
             return []
         where = f"{self._study.file}: arms.{arm.name}"
-        body = _laid_over(self._common, arm.layers, where)
-        body = overlaid(body, _placed(arm.overrides, self._out))
+        body = overlaid(_laid_over(self._common, arm.layers, where), arm.overrides)
+        body = _placed(body, self._out)
         if arm.kind in ("", ENSEMBLE):
             return [self._template(arm, "", body, where)]
         cfg = loaded(body, where)
@@ -210,8 +210,8 @@ class _Planner:
         for then in arm.then:
             where = f"{self._study.file}: arms.{arm.name}.then.{then.name}"
             base = overlaid({"_BASE_": str(then.config)}, self._own)
-            body = _laid_over(base, then.layers, where)
-            body = overlaid(body, _placed(then.overrides, self._out))
+            body = overlaid(_laid_over(base, then.layers, where), then.overrides)
+            body = _placed(body, self._out)
             cfg = loaded(body, where)
             keys = sorted({source_of(name).key for name in cfg.DATASETS.TRAIN})
             if len(keys) != 1:
