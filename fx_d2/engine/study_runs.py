@@ -162,9 +162,7 @@ class Runner:
     def _start(self, waiting: list[Job], outcome: Outcome, bar: _Bar, lock: int) -> None:
         """Start what may start: the first ones whose forerunners are finished."""
         for job in list(waiting):
-            if any(other.name in outcome.failed for other in job.after) or any(
-                other in outcome.skipped for other in job.after
-            ):
+            if any(other.name in outcome.failed for other in job.after):
                 waiting.remove(job)
                 outcome.skipped.append(job)
                 bar.skip(job)
