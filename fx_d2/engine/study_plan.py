@@ -260,8 +260,8 @@ class _Planner:
         then = made.then
         assert then is not None
         key = {**made.key, "SEED": seed}
-        body, after = made.body, ()
-        weights = then.weights
+        body, weights = made.body, then.weights
+        after: tuple[Job, ...] = ()
         if WEIGHTS in weights and before is not None:
             after, weights = (before,), weights.replace(WEIGHTS, str(before.folder / FINAL))
             key["weights of"] = before.fingerprint
