@@ -73,6 +73,7 @@ _RANGES: dict[str, tuple[float, float]] = {
             "SOLVER.MAX_ITER",
             "SOLVER.CHECKPOINT_PERIOD",
             "SOLVER.FX.LOG_PERIOD",
+            "TEST.PRECISE_BN.NUM_ITER",
             "INPUT.FX.SIZE",
             "DATALOADER.FX.PREFETCH",
             "MODEL.FX.SEG.CHANNELS",

@@ -233,6 +233,10 @@ class ForgettingHook(HookBase):
         if moment is not None:
             self._score(moment)
 
+    def is_due(self) -> bool:
+        """Whether heads are scored after the current iteration."""
+        return self._moment() is not None
+
     def _moment(self) -> Moment | None:
         """What to score after the current iteration."""
         trainer: Any = self.trainer
