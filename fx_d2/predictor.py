@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, cast, overload
 
 import numpy as np
@@ -22,6 +22,7 @@ from .data.record import Record
 from .data.task_loader import WorkerConfig
 from .engine.ensemble import load_ensemble, load_trained
 from .engine.step import precision_of
+from .modeling.heads.context import stated_items
 from .modeling.heads.spec import select_heads
 
 PathLike = str | os.PathLike[str]
@@ -69,13 +70,16 @@ class Predictor:
         heads: which to run: each ``"source/task"``, a source or a task; None is all.
         device: such as ``"cpu"`` or ``"cuda:1"``; None is a GPU where there is one.
         batch_size: images in a forward pass, at most.
+        context: what else the images are known by, for models that are told it
+            (``MODEL.FX.CLS.PYRAMID.CONTEXT``), such as ``{"body_part": "WRIST"}``. One that learned
+            from MURA with body parts has to be told.
 
     Raises:
         CheckpointError: the weights cannot be read or belong to another model, or several expect
             different images.
         KeyError: there is no such head; the message has near names and the list.
-        ValueError: there is no such device, the batch size is not positive, or several models have
-            no label head in common.
+        ValueError: there is no such device, the batch size is not positive, several models have
+            no label head in common, or the context is not what the model is told.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Predictor:
         heads: Heads | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 8,
+        context: Mapping[str, str] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it is at least 1")
@@ -107,7 +112,8 @@ class Predictor:
         chosen = select_heads(specs, None if heads is None else _listed(heads))
         self.asked: tuple[str, ...] = tuple(spec.name for spec in chosen)
         self._mask_channels = sum(len(spec.classes) for spec in chosen if spec.task == "seg")
-        self._inputs = _Inputs(self.cfg, specs[0].source)
+        stated = stated_items(self.model, context or {})
+        self._inputs = _Inputs(self.cfg, specs[0].source, stated)
 
     @overload
     def __call__(self, image: Image) -> Prediction: ...
@@ -189,10 +195,11 @@ class Predictor:
 class _Inputs(Dataset):
     """Images as the network sees them in an evaluation, each beside what was asked for."""
 
-    def __init__(self, cfg: CfgNode, source: str) -> None:
+    def __init__(self, cfg: CfgNode, source: str, stated: Mapping[str, Any]) -> None:
         reader = _Reader(cfg.INPUT.FX.INTENSITY.VOI, cfg.INPUT.FX.INTENSITY.MODE)
         self._mapper = FxMapper(cfg, False, reader=reader, targets=False)
         self._source = source  # any: without targets the mapper does the same for all
+        self._stated = stated
 
     def __getitem__(self, image: Image) -> tuple[Image, dict[str, Any] | DataError]:
         name = "array" if isinstance(image, np.ndarray) else os.fspath(image)
@@ -200,7 +207,7 @@ class _Inputs(Dataset):
         if isinstance(image, np.ndarray):
             record["pixels"] = image
         try:
-            return image, self._mapper(record, "loc", ("predict",))
+            return image, self._mapper(record, "loc", ("predict",)) | self._stated
         except DataError as error:
             return image, error
 

@@ -414,3 +414,50 @@ def test_it_comes_with_the_package_but_not_at_import() -> None:
     assert fx_d2.Predictor is predictor_module.Predictor and "Predictor" in fx_d2.__all__
     with pytest.raises(AttributeError, match="no attribute 'Predicator'"):
         _ = fx_d2.Predicator
+
+
+@pytest.fixture(scope="module")
+def limb_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FPSM on MURA, told the body part; its table is not zero, as after a training."""
+    root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("limbs")
+    quick = root / "configs/quick_schedules/fpsm_instant_test.yaml"
+    words = ["DATASETS.TRAIN", "('mura_train',)", "MODEL.DEVICE", "cpu", "MODEL.FX.CLS.LOSS", "bce"]
+    cfg = load_config(str(quick), [*words, "MODEL.FX.SOURCES", "('mura',)", "INPUT.FX.SIZE", "64"])
+    torch.manual_seed(4)
+    model = build_model(cfg)
+    for name, parameter in model.named_parameters():
+        if "context" in name:
+            torch.nn.init.normal_(parameter, std=3.0)
+    FxCheckpointer(model, str(folder), cfg=cfg).save_weights("w", iteration=7)
+    return folder / "w.safetensors"
+
+
+def test_a_body_part_is_told(limb_model: Path) -> None:
+    film = np.random.default_rng(1).random((64, 64))
+
+    def said(**context: str) -> float:
+        found = fx_d2.Predictor(limb_model, device="cpu", context=context)(film)
+        return found["labels"]["mura"]["Abnormal"]
+
+    wrist, hand = said(body_part="WRIST"), said(body_part="HAND")
+    assert wrist == said(body_part="WRIST") != hand
+    assert said(body_part="WRIST", view="PA") != wrist != said(body_part="unknown")
+
+
+@pytest.mark.parametrize(
+    ("context", "told"),
+    [
+        ({}, "has to be told the body_part of an image; name one of unknown, ELBOW"),
+        ({"body_part": "wrst"}, r"body_part is 'wrst'; did you mean 'WRIST'\? .known: unknown"),
+        ({"body_part": "HAND", "source": "mura"}, "not told 'source'.*it is told view, body_part"),
+    ],
+    ids=str,
+)
+def test_what_is_told_wrongly(limb_model: Path, context: dict[str, str], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        fx_d2.Predictor(limb_model, device="cpu", context=context)
+
+
+def test_a_model_of_pixels_is_told_nothing(saved: Saved) -> None:
+    with pytest.raises(ValueError, match="not told 'view'.*nothing but the pixels"):
+        fx_d2.Predictor(saved(), device="cpu", context={"view": "AP"})

@@ -41,7 +41,7 @@ from fx_d2.data.lesion_mix.written import finish
 from fx_d2.engine.setup import ConfigError, load_config
 
 # Limits of the audit, and what only training uses: they change no byte of the images.
-_NO_BYTES = ("prob", "max_diff", "min_r", "max_source_share")
+_NO_BYTES = ("prob", "max_diff", "min_r", "chance", "max_source_share")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

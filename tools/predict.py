@@ -47,6 +47,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _stated(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (separator and name and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
 def _parser() -> argparse.ArgumentParser:
     summary, _, rest = (__doc__ or "").partition("\n")
     parser = Parser(
@@ -66,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="H,H",
         help="source/task, source or task; default: all; may be repeated",
+    )
+    add(
+        "--context",
+        action="append",
+        type=_stated,
+        default=[],
+        metavar="NAME=VALUE",
+        help="what all images are known by, where the model is told: body_part=WRIST, view=AP",
     )
     add("--out", type=Path, metavar="DIR", help=f"default: {_DEFAULT_OUT}, none with --json")
     add("--json", action="store_true", help="print JSON lines on standard output")
@@ -123,7 +138,13 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     if args.heads:
         heads = [name.strip() for text in args.heads for name in text.split(",") if name.strip()]
     try:
-        return Predictor(args.weights, heads=heads, device=args.device, batch_size=args.batch_size)
+        return Predictor(
+            args.weights,
+            heads=heads,
+            device=args.device,
+            batch_size=args.batch_size,
+            context=dict(args.context),
+        )
     except (CheckpointError, ConfigError) as exc:
         raise WrongUse(f"--weights: {exc}") from exc
     except (KeyError, ValueError) as exc:

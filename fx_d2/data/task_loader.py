@@ -8,6 +8,7 @@ so their number changes nothing, and a loader can begin at any step.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import multiprocessing
@@ -331,6 +332,15 @@ class TaskLoader:
                 fix="run tools/doctor.py on this source, or use larger batches",
             )
         return good
+
+    def twin(self) -> TaskLoader:
+        """One beside this, of the same records, with a task and workers of its own."""
+        twin = copy.copy(self)
+        twin._records, twin._weights = dict(self._records), dict(self._weights)
+        twin._stream, twin.skipped = _Stream(), Counter()
+        twin._loader = twin._prepared = None
+        twin._serves = ()
+        return twin
 
     def close(self) -> None:
         """Stop the workers; records stay."""

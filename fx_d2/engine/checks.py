@@ -29,10 +29,13 @@ from fx_d2.evaluation import evaluator_options
 from fx_d2.evaluation.coco_ap import BACKENDS
 from fx_d2.modeling.heads import CLASSIFIER_REGISTRY
 from fx_d2.modeling.meta_arch.student_teacher import PREFIX as TEACHER
-from fx_d2.modeling.meta_arch.student_teacher import evaluated_models
+from fx_d2.modeling.meta_arch.student_teacher import StudentTeacher, evaluated_models
 
+from .cycle_config import check_cycle
+from .forgetting_config import check_forgetting
 from .metric_patterns import check_metric_patterns, result_keys
 from .setup import ConfigError, config_errors, hint, load_config
+from .teacher import TeacherEMAHook
 from .weights import CheckpointError
 
 _REGISTRIES = {
@@ -73,6 +76,7 @@ _RANGES: dict[str, tuple[float, float]] = {
             "SOLVER.MAX_ITER",
             "SOLVER.CHECKPOINT_PERIOD",
             "SOLVER.FX.LOG_PERIOD",
+            "TEST.PRECISE_BN.NUM_ITER",
             "INPUT.FX.SIZE",
             "DATALOADER.FX.PREFETCH",
             "MODEL.FX.SEG.CHANNELS",
@@ -139,6 +143,8 @@ def check_config(cfg: CfgNode, *, train: bool) -> None:
         raise ConfigError("OUTPUT_DIR is empty; name a folder")
     _check_device(str(cfg.MODEL.DEVICE))
     _check_datasets(cfg, train)
+    if train:
+        _check_schedule(cfg)
 
 
 def _check_names(cfg: CfgNode) -> None:
@@ -211,6 +217,16 @@ def _check_datasets(cfg: CfgNode, train: bool) -> None:
     empty = "TRAIN" if train else "TEST"
     if not cfg.DATASETS[empty]:
         raise ConfigError(f"DATASETS.{empty} is empty: name one or more datasets")
+
+
+def _check_schedule(cfg: CfgNode) -> None:
+    """The cycle, the teacher's pace and the moments of scoring: all that needs no record."""
+    keys = {source.key: source for source in map(source_of, cfg.DATASETS.TRAIN)}
+    with config_errors():
+        check_cycle(cfg, [(key, task) for key, row in keys.items() for task in tasks_of(cfg, row)])
+        check_forgetting(cfg)
+        if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), StudentTeacher):
+            TeacherEMAHook(cfg)
 
 
 def check_heads(cfg: CfgNode, model: nn.Module, *, train: bool = True) -> None:

@@ -78,12 +78,12 @@ def cycle_choice(cfg: Any, key: str) -> str:
     return choose(value, _CHOICES[key], f"CYCLE.{key}")
 
 
-def build_plan(cfg: Any, loader: TaskLoader) -> Plan:
-    """The schedule of a config; reads the records that it needs to know the number of.
+def check_cycle(cfg: Any, keys: Sequence[Key]) -> None:
+    """Raise for what is wrong in ``CYCLE``, as far as it can be told without any record.
 
     Args:
         cfg: with the keys of :func:`fx_d2.config.add_fx_config`.
-        loader: of the datasets to train.
+        keys: every (source, task) that is trained.
     """
     node = cfg.CYCLE
     if not node.NAME:
@@ -96,12 +96,29 @@ def build_plan(cfg: Any, loader: TaskLoader) -> Plan:
     for key in ("CYCLES", "MAX_STEPS_PER_PHASE"):
         if not isinstance(node[key], int) or node[key] < 0:
             raise ValueError(f"CYCLE.{key} is {node[key]!r}; allowed: 0 or a whole number above")
+    _longest(cfg)
+    chosen = {key: cycle_choice(cfg, key) for key in _CHOICES}
+    if chosen["ORDER"] != JOINT:
+        cycle = build_cycle(cfg, keys)
+        cycle.schedule(lambda _: Pass(1, 1), cfg.CYCLE.CYCLES)
+    elif chosen["LR_PER"] == "cycle":
+        raise ValueError("CYCLE.LR_PER is 'cycle', but joint training has no cycle; use 'step'")
+
+
+def build_plan(cfg: Any, loader: TaskLoader) -> Plan:
+    """The schedule of a config; reads the records that it needs to know the number of.
+
+    Args:
+        cfg: with the keys of :func:`fx_d2.config.add_fx_config`.
+        loader: of the datasets to train.
+    """
+    check_cycle(cfg, loader.keys)
     longest = _longest(cfg)
     if cycle_choice(cfg, "ORDER") == JOINT:
         return _joint(cfg, loader)
     cycle = build_cycle(cfg, loader.keys)
     schedule = cycle.schedule(
-        lambda phase: _pass(cfg, loader, phase, longest[phase.task]), node.CYCLES
+        lambda phase: _pass(cfg, loader, phase, longest[phase.task]), cfg.CYCLE.CYCLES
     )
     return Plan(schedule, schedule.total or cfg.SOLVER.MAX_ITER, schedule.lines())
 
@@ -129,8 +146,6 @@ def check_same_lines(then: Sequence[str], now: Sequence[str]) -> None:
 
 
 def _joint(cfg: Any, loader: TaskLoader) -> Plan:
-    if cycle_choice(cfg, "LR_PER") == "cycle":
-        raise ValueError("CYCLE.LR_PER is 'cycle', but joint training has no cycle; use 'step'")
     fx = cfg.DATALOADER.FX
     lines = [
         f"joint training of {' '.join(cfg.DATASETS.TRAIN)}",

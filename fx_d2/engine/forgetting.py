@@ -21,18 +21,17 @@ from torch import nn
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.build import source_of
 from fx_d2.data.errors import DataError
-from fx_d2.data.source import TASKS
 from fx_d2.evaluation.forgetting import Forgetting, ScoreRow, measure
 from fx_d2.evaluation.forgetting_map import draw_map
 from fx_d2.modeling.meta_arch.student_teacher import ANSWERS, StudentTeacher
 
+from .forgetting_config import check_forgetting, main_metrics
 from .scoring import unwrapped
 from .setup import ConfigError
 
 _logger = logging.getLogger(__name__)
 
 FORMAT = "fx_d2 forgetting 1"
-MOMENTS = ("slot", "cycle", "iterations")
 START = -1  # iteration of the row before training
 NAME = "forgetting"
 
@@ -188,10 +187,7 @@ class ForgettingHook(HookBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         node = cfg.FORGETTING
-        if node.AFTER not in MOMENTS:
-            raise ValueError(f"FORGETTING.AFTER is {node.AFTER!r}; allowed: '' or {MOMENTS}")
-        if node.AFTER == "iterations" and node.PERIOD < 1:
-            raise ValueError(f"FORGETTING.PERIOD is {node.PERIOD}; it is at least 1")
+        check_forgetting(cfg)
         self._after, self._period, self._at_start = node.AFTER, int(node.PERIOD), node.AT_START
         self._metrics = main_metrics(node.METRICS)
         self._cfg = self._scoring = cfg
@@ -233,6 +229,10 @@ class ForgettingHook(HookBase):
         if moment is not None:
             self._score(moment)
 
+    def is_due(self) -> bool:
+        """Whether heads are scored after the current iteration."""
+        return self._moment() is not None
+
     def _moment(self) -> Moment | None:
         """What to score after the current iteration."""
         trainer: Any = self.trainer
@@ -240,11 +240,7 @@ class ForgettingHook(HookBase):
         is_end = at + 1 == trainer.max_iter
         if self._after == "iterations":
             return Moment(at) if is_end or (at + 1) % self._period == 0 else None
-        if phase is None:
-            raise ConfigError(
-                f"FORGETTING.AFTER is {self._after!r}, but there is no CYCLE; name one or set "
-                "FORGETTING.AFTER iterations and FORGETTING.PERIOD"
-            )
+        assert phase is not None  # without a cycle the config was refused
         ends = phase.ends_slot if self._after == "slot" else phase.ends_cycle
         if not (is_end or (ends and phase.last == at)):
             return None
@@ -292,20 +288,6 @@ def _quiet(*names: str) -> Iterator[None]:
 
 def _whose(model: nn.Module) -> tuple[str, ...]:
     return ANSWERS if isinstance(model, StudentTeacher) else ("student",)
-
-
-def main_metrics(given: Sequence[str]) -> dict[str, str]:
-    """``{task: metric}``, the one figure of a head, from ``FORGETTING.METRICS``."""
-    found = {}
-    for text in given:
-        task, separator, metric = (part.strip() for part in text.partition("="))
-        if task not in TASKS or not (separator and metric):
-            raise ValueError(f"FORGETTING.METRICS has {text!r}; write 'task=metric', e.g. cls=AUC")
-        found[task] = metric
-    missing = [task for task in TASKS if task not in found]
-    if missing:
-        raise ValueError(f"FORGETTING.METRICS says nothing about {', '.join(missing)}")
-    return found
 
 
 def _scoring_config(cfg: CfgNode, model: nn.Module) -> CfgNode:

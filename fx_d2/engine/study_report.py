@@ -23,7 +23,7 @@ from fx_d2.data.errors import DataError
 from fx_d2.data.source import TASKS
 
 from .forgetting import NAME as FORGETTING
-from .forgetting import main_metrics
+from .forgetting_config import main_metrics
 from .study import FULL, UNTRAINED, Study
 from .study_budget import heads_of
 from .study_folder import DONE, result_of, seconds_of, state_of

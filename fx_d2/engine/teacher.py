@@ -11,6 +11,8 @@ from torch import nn
 
 from fx_d2.modeling.meta_arch.student_teacher import BUFFERS, StudentTeacher
 
+from .cycle import choose
+from .cycle_config import JOINT, cycle_choice
 from .setup import ConfigError
 
 UPDATES = ("iteration", "phase")
@@ -37,8 +39,7 @@ class MomentumSchedule:
         for key, value in (("MOMENTUM", self.start), ("MOMENTUM_END", self.end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"TEACHER.{key} is {value}; it is in [0, 1]")
-        if self.kind not in SCHEDULES:
-            raise ValueError(f"TEACHER.MOMENTUM_SCHEDULE is {self.kind!r}; allowed: {SCHEDULES}")
+        choose(self.kind, SCHEDULES, "TEACHER.MOMENTUM_SCHEDULE")
 
     def at(self, progress: float, updates: int) -> float:
         """The momentum of an update.
@@ -75,10 +76,13 @@ class TeacherEMAHook(HookBase):
 
     def __init__(self, cfg: Any) -> None:
         node = cfg.TEACHER
-        if node.UPDATE not in UPDATES:
-            raise ValueError(f"TEACHER.UPDATE is {node.UPDATE!r}; allowed: {UPDATES}")
-        if node.BUFFERS not in BUFFERS:
-            raise ValueError(f"TEACHER.BUFFERS is {node.BUFFERS!r}; allowed: {BUFFERS}")
+        choose(node.UPDATE, UPDATES, "TEACHER.UPDATE")
+        choose(node.BUFFERS, BUFFERS, "TEACHER.BUFFERS")
+        if node.UPDATE == "phase" and cycle_choice(cfg, "ORDER") == JOINT:
+            raise ConfigError(
+                "TEACHER.UPDATE is 'phase', but without a CYCLE there are no phases; name a cycle "
+                "or set TEACHER.UPDATE iteration"
+            )
         if node.RAMP_ITERS < 0:
             raise ValueError(f"TEACHER.RAMP_ITERS is {node.RAMP_ITERS}; it is at least 0")
         self._schedule = MomentumSchedule(
@@ -127,9 +131,5 @@ class TeacherEMAHook(HookBase):
 
     def _phase_is_over(self) -> bool:
         phase = getattr(self._trainer, "phase", None)
-        if phase is None:
-            raise ConfigError(
-                "TEACHER.UPDATE is 'phase', but without a CYCLE there are no phases; name a cycle "
-                "or set TEACHER.UPDATE iteration"
-            )
+        assert phase is not None  # without a cycle the config was refused
         return bool(phase.last == self._trainer.iter)

@@ -35,6 +35,7 @@ from .hooks import JointMix, KeepBest
 from .lock_release import LockReleaseHook, refreshed
 from .metric_hooks import EarlyStopping, Plateau, TrainingStopped
 from .optimizer import build_optimizer
+from .precise_bn import PreciseBN
 from .prevalence import reweighting, with_prevalence
 from .ranks import start_equal
 from .scoring import score, unwrapped
@@ -107,7 +108,8 @@ class FxTrainer(DefaultTrainer):
         """The hooks, in their order.
 
         The schedule comes before anything that could take a batch; the learning rate and the
-        teacher before the checkpoint, which holds those of the next step; the checkpoint before the
+        teacher before the checkpoint, which holds those of the next step; so do the norms that an
+        evaluation measures anew, after the teacher has moved; the checkpoint before the
         evaluations, which may fail; the best one after it; the writers see everything
         before a run may be stopped early.
         """
@@ -117,6 +119,9 @@ class FxTrainer(DefaultTrainer):
             result.append(TeacherEMAHook(cfg))
         if late_weights := reweighting(cfg, unwrapped(self.model)):
             result.append(late_weights)
+        forgetting = ForgettingHook(cfg) if cfg.FORGETTING.AFTER else None
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            result.append(PreciseBN(cfg, forgetting.is_due if forgetting else lambda: False))
         if main:
             result.append(
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
@@ -128,8 +133,8 @@ class FxTrainer(DefaultTrainer):
             result.append(KeepBest(self.checkpointer, best, fx.BEST_MODE, fx.KEEP_BEST))
         if cfg.SOLVER.FX.PLATEAU.PATIENCE:
             result.append(Plateau(cfg.SOLVER.FX.PLATEAU, cfg.TEST.EVAL_PERIOD, self._evaluate))
-        if cfg.FORGETTING.AFTER:
-            result.append(ForgettingHook(cfg))
+        if forgetting:
+            result.append(forgetting)
         if main:
             writers = self.build_writers()
             result.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.FX.LOG_PERIOD))

@@ -138,9 +138,19 @@ class _Stillness:
             layer.training = False
 
 
-def _keep_in_eval(model: nn.Module, layers: list[nn.Module]) -> None:
+def quieten(model: nn.Module) -> None:
+    """Put locked layers in evaluation mode now, as the next forward pass would."""
+    if (stillness := _stillness_of(model)) is not None:
+        stillness.quieten()
+
+
+def _stillness_of(model: nn.Module) -> _Stillness | None:
     hooks = model._forward_pre_hooks.values()
-    stillness = next((hook for hook in hooks if isinstance(hook, _Stillness)), None)
+    return next((hook for hook in hooks if isinstance(hook, _Stillness)), None)
+
+
+def _keep_in_eval(model: nn.Module, layers: list[nn.Module]) -> None:
+    stillness = _stillness_of(model)
     if stillness is None:
         stillness = _Stillness()
         model.register_forward_pre_hook(stillness)

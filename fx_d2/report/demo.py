@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fx_d2.command_line import WrongUse
 from fx_d2.data.atomic import write_atomically
-from fx_d2.data.build import configure_reading, load_datasets, source_of, tasks_of
+from fx_d2.data.build import configure_reading, load_datasets, source_of
 from fx_d2.data.cache import HEADER_NAME
 from fx_d2.data.cache_build import build_cache
 from fx_d2.data.catalog import ROOT_VARIABLE, source_root
@@ -24,7 +24,7 @@ from fx_d2.data.doctor.report_html import render_html
 from fx_d2.data.doctor.run import Options
 from fx_d2.data.source import Source
 from fx_d2.engine.checks import check_config
-from fx_d2.engine.cycle_config import JOINT, build_cycle, cycle_choice
+from fx_d2.engine.optimizer import parse_numbers
 from fx_d2.engine.setup import config_errors, load_config
 from fx_d2.phantom.world import Progress as WorldProgress
 from fx_d2.phantom.world import WorldError, make_world, read_mark
@@ -125,7 +125,6 @@ class Demo:
         self._words = (*choices.overrides, *self._scaled(given), *choices.fixed())
         self.cfg: CfgNode = load_config(choices.config_file, self._words)
         check_config(self.cfg, train=True)
-        self._check_cycle()
         self.report: Report | None = None
 
     def _expected(self) -> dict[str, float]:
@@ -136,20 +135,20 @@ class Demo:
 
     def _scaled(self, cfg: CfgNode) -> tuple[str, ...]:
         """Steps of a phase for another time than the config is made for."""
-        steps, others = cfg.CYCLE.MAX_STEPS_PER_PHASE, sum(self.seconds.values())
-        others -= self.seconds["train"]
-        if self.choices.minutes == STANDARD_MINUTES or not steps:
+        node, others = cfg.CYCLE, sum(self.seconds.values()) - self.seconds["train"]
+        if self.choices.minutes == STANDARD_MINUTES:
             return ()
         share = self.seconds["train"] / max(STANDARD_MINUTES * 60 - others, 30.0)
-        return ("CYCLE.MAX_STEPS_PER_PHASE", str(max(1, round(steps * share))))
 
-    def _check_cycle(self) -> None:
-        """Before the films are drawn, not when the training begins."""
-        keys = {source_of(name).key: source_of(name) for name in self.cfg.DATASETS.TRAIN}
+        def scaled(steps: float) -> int:
+            return max(1, round(steps * share)) if steps else 0  # 0 is a whole pass
+
+        key = "CYCLE.MAX_STEPS_PER_PHASE"
         with config_errors():
-            if cycle_choice(self.cfg, "ORDER") != JOINT:
-                tasks = [(k, task) for k, row in keys.items() for task in tasks_of(self.cfg, row)]
-                build_cycle(self.cfg, tasks)
+            by_task = parse_numbers(f"{key}_BY", node.MAX_STEPS_PER_PHASE_BY)
+        exceptions = tuple(f"{task}={scaled(steps)}" for task, steps in by_task.items())
+        words = (key, str(scaled(node.MAX_STEPS_PER_PHASE)))
+        return (*words, f"{key}_BY", repr(exceptions))
 
     def go(self, pictures: Path | None = None) -> Report:
         """Everything that is not done yet.

@@ -16,9 +16,15 @@ from fx_d2.data.builtin import load_records
 from fx_d2.data.errors import DataError
 from fx_d2.data.images import read_image
 from fx_d2.data.intensity import normalise
-from fx_d2.data.lesion_mix.audit import as_text, audit
+from fx_d2.data.lesion_mix.audit import _changed, _Limits, as_text, audit
 from fx_d2.data.lesion_mix.build import Job, known_recipe, read_base, read_prepared, write_mix
-from fx_d2.data.lesion_mix.correlation import compare, label_counts, phi_matrix
+from fx_d2.data.lesion_mix.correlation import (
+    compare,
+    deviations,
+    label_counts,
+    phi_matrix,
+    standard_errors,
+)
 from fx_d2.data.lesion_mix.held_out import HeldOut, held_out_of, split_of
 from fx_d2.data.lesion_mix.mixer import LesionMixer
 from fx_d2.data.lesion_mix.plan import Planner, Stock
@@ -193,7 +199,7 @@ def test_a_written_mix_is_a_dataset_of_its_base_and_a_source_of_its_own(made, mo
 
 def test_a_planted_correlation_break_fails_the_audit_and_names_the_classes(made) -> None:
     _, ready, _, written = made
-    strict = replace(ready.settings, max_diff=0.1, min_r=0.9)
+    strict = replace(ready.settings, max_diff=0.1, min_r=0.9, chance=0.0)
     a, b = (CXR_LT.cls_classes.index(n) for n in ("Mass", "Hernia"))
     rows = []
     for row in written.rows:
@@ -203,6 +209,43 @@ def test_a_planted_correlation_break_fails_the_audit_and_names_the_classes(made)
     found = audited(made, written=replace(written, rows=rows), settings=strict)
     assert any("'Hernia' and 'Mass'" in p and "MAX_DIFF 0.1" in p for p in found.problems)
     assert "LIMIT BROKEN" in as_text(found, "x")
+    # A break that few images cannot explain is one with room for chance too, which is stated.
+    found = audited(
+        made, written=replace(written, rows=rows * 20), settings=replace(strict, chance=0.05)
+    )
+    (problem,) = (p for p in found.problems if "MAX_DIFF" in p)
+    link = found.body["correlation"]
+    assert "'Hernia' and 'Mass'" in problem and f"and {link['by_chance']:.3f} for chance" in problem
+    assert link["limit_max_diff"] == pytest.approx(0.1 + link["by_chance"])
+    assert f"of which chance has {link['by_chance']:.3f}" in as_text(found, "x")
+
+
+@pytest.mark.parametrize("count", [40, 300, 4000])
+def test_limits_leave_room_for_chance_and_no_more(count: int) -> None:
+    """Two samples of one population agree; a planted correlation is beyond what chance explains."""
+    rng = np.random.default_rng(count)
+
+    def sample(planted: bool = False) -> np.ndarray:
+        labels = (rng.random((count, 10)) < 0.25).astype(np.float32)
+        labels[:, 1] = np.where(rng.random(count) < 0.5, labels[:, 0], labels[:, 1])
+        if planted:
+            labels[:, 3] = labels[:, 2]
+        return labels
+
+    room = deviations(10, 0.05)
+    assert room == pytest.approx(3.26, abs=0.01)  # 1 - 0.025 / 45 of the normal distribution
+    limits = _Limits.of(phi_matrix(first := sample()), standard_errors(first), MixSettings())
+    assert limits.by_chance[0, 1] == pytest.approx(room / count**0.5)
+    alarms = 0
+    for _ in range(20):
+        change = compare(phi_matrix(first), phi_matrix(sample()), limits.by_chance)
+        alarms += bool(_changed(change, "ab", limits))
+    assert alarms <= 3  # of two limits at 5 %
+    change = compare(phi_matrix(first), phi_matrix(sample(planted=True)), limits.by_chance)
+    assert change.pair == (2, 3) and any("MAX_DIFF" in p for p in _changed(change, "ab", limits))
+    strict = _Limits.of(phi_matrix(first), standard_errors(first), MixSettings(chance=0.0))
+    assert strict.max_diff((0, 1)) == 0.1 and strict.min_r == 0.9
+    assert limits.min_r < 0.9 and (count < 4000 or limits.min_r > 0.8)
 
 
 def test_a_planted_patient_leak_fails_the_audit(made) -> None:

@@ -218,17 +218,20 @@ def test_a_damaged_table_is_named(toy_cfg: MakeCfg, scored: list[int]):
         train(cfg, resume=True)
 
 
+EVERY = {"AFTER": "iterations", "PERIOD": 1}
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"AFTER": "epoch"}, "FORGETTING.AFTER is 'epoch'"),
+        ({"AFTER": "epoch"}, "FORGETTING.AFTER 'epoch' does not exist .known: slot, cycle"),
         ({"AFTER": "iterations"}, "FORGETTING.PERIOD is 0"),
         ({"AFTER": "slot", "METRICS": ("cls:AUC",)}, "'cls:AUC'"),
         ({"AFTER": "slot", "METRICS": ("cls=AUC",)}, "nothing about loc, seg"),
         ({"AFTER": "slot"}, "there is no CYCLE"),
-        ({"AFTER": "slot", "DATASETS": ("rsna_test",)}, "'rsna_test'.*validation"),
-        ({"AFTER": "slot", "DATASETS": ("toy_engine_dev",)}, "no dataset 'toy_engine_dev'"),
-        ({"AFTER": "slot", "DATASETS": ("toy_engine_val", "toy_engine_train")}, "several datasets"),
+        ({**EVERY, "DATASETS": ("rsna_test",)}, "'rsna_test'.*validation"),
+        ({**EVERY, "DATASETS": ("toy_engine_dev",)}, "no dataset 'toy_engine_dev'"),
+        ({**EVERY, "DATASETS": ("toy_engine_val", "toy_engine_train")}, "several datasets"),
     ],
 )
 def test_wrong_settings(toy_cfg: MakeCfg, scored: list[int], options, told):

@@ -18,6 +18,7 @@ import pytest
 
 import make_demo
 import report
+from fx_d2.engine.setup import ConfigError
 from fx_d2.report.demo import FLOORS, Choices, Demo
 from fx_d2.report.run_files import read_curves
 
@@ -161,6 +162,25 @@ def test_steps_follow_the_minutes(tmp_path: Path):
     assert steps(12, *many) == 20
     assert 35 < steps(22, *many) < 45 and 1 <= steps(4, *many) < 8
     assert steps(40, "CYCLE.MAX_STEPS_PER_PHASE", "0") == 0
+
+
+def test_exceptions_of_a_task_follow_the_minutes_too(tmp_path: Path):
+    """Where only the exceptions have a number as well."""
+    words = ("CYCLE.MAX_STEPS_PER_PHASE", "0", "CYCLE.MAX_STEPS_PER_PHASE_BY", "('loc=20','seg=0')")
+
+    def steps(minutes: int) -> tuple[str, ...]:
+        choices = Choices(tmp_path, CONFIG, (*TINY, *words), minutes=minutes)
+        return Demo(choices, tmp_path).cfg.CYCLE.MAX_STEPS_PER_PHASE_BY
+
+    assert steps(12) == ("loc=20", "seg=0")
+    number = int(steps(22)[0].removeprefix("loc="))
+    assert 35 < number < 45 and steps(22)[1:] == ("seg=0",)
+
+
+def test_a_wrong_exception_is_one_line(tmp_path: Path):
+    words = ("CYCLE.MAX_STEPS_PER_PHASE_BY", "('lok=3',)")
+    with pytest.raises(ConfigError, match="did you mean 'loc'"):
+        Demo(Choices(tmp_path, CONFIG, (*TINY, *words), minutes=20), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def test_workers_change_no_byte(tmp_path: Path) -> None:
 
 def test_a_mix_that_breaks_a_limit_is_left_unfinished(tmp_path: Path, capsys) -> None:
     out = tmp_path / "mix"
-    assert call(out, "--limit", "15", "INPUT.FX.LESION_MIX.MAX_DIFF", "0.001") == FAILED
+    strict = ["INPUT.FX.LESION_MIX.MAX_DIFF", "0.001", "INPUT.FX.LESION_MIX.CHANCE", "0.0"]
+    assert call(out, "--limit", "15", *strict) == FAILED
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("make_lesion_mix: the audit fails: the correlation of '")
     assert "MAX_DIFF 0.001" in error and "audit.md" in error

@@ -14,24 +14,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from studies import FEW_SHOT
 
 import run_study
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick_schedules/lock_release_instant_test.yaml"
-FEW_SHOT = {
-    "images": ["full", 2],
-    "draws": 2,
-    "overrides": {
-        "DATASETS.TRAIN": ["montgomery_train"],
-        "DATASETS.TEST": ["montgomery_val"],
-        "DATASETS.TASKS": ["seg"],
-        "CYCLE.NAME": "",
-        "INPUT.FX.SIZE": 64,
-        "SOLVER.MAX_ITER": 2,
-        "SOLVER.FX.BEST_METRIC": [],
-    },
-}
 STUDY = {
     "title": "Two arms",
     "world": {"patients": 12, "seed": 1, "size": 64, "cache": 64},
@@ -47,7 +35,10 @@ STUDY = {
     "seeds": [1, 2],
     "arms": {
         "cyclic": {"overrides": {"CYCLE.CYCLES": 2, "FORGETTING.AFTER": "cycle"}},
-        "mixed": {"joint": True, "then": {"lungs": FEW_SHOT | {"seeds": [1]}}},
+        "mixed": {
+            "joint": True,
+            "then": {"lungs": FEW_SHOT | {"images": ["full", 2], "seeds": [1]}},
+        },
     },
 }
 Command = Callable[..., tuple[int, str, str]]

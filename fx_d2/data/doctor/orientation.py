@@ -15,6 +15,9 @@ from .findings import Hit, check
 MARGIN = (
     0.15  # by which another pose must fit better; the worst real radiograph had +0.08 for upright
 )
+# Fluid in both halves makes the lower film bright and the upper dark: the negative of a chest
+# upside down. Real films with such fluid painted in often reach +0.2, those that lie so +0.3.
+MARGIN_OF_FLUID = 0.28
 MIN_FIT = 0.25  # below, the picture resembles no chest at all and nothing is said
 INVERTED_SLACK = (
     0.10  # plain inversion is preferred to inversion and a turn that fits little better
@@ -52,7 +55,8 @@ def _judge(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.
     best = everything.max(axis=1)
     plainly_inverted = (pose > 4) & (everything[:, 4] >= best - INVERTED_SLACK)
     pose = np.where(plainly_inverted, 4, pose)
-    sure = (best - everything[:, 0] > MARGIN) & (best > MIN_FIT)
+    margin = np.where(pose == 6, MARGIN_OF_FLUID, MARGIN)
+    sure = (best - everything[:, 0] > margin) & (best > MIN_FIT)
     pose = np.where(sure, pose, 0)
     return pose % 4, pose >= 4
 

@@ -17,7 +17,16 @@ from ..record import Record
 from ..sources import get_source
 from .build import Prepared, Written
 from .classes import is_no_finding
-from .correlation import Comparison, compare, label_counts, phi_matrix
+from .correlation import (
+    Comparison,
+    compare,
+    deviations,
+    label_counts,
+    phi_matrix,
+    reliability,
+    standard_errors,
+    weakened,
+)
 from .held_out import HeldOut
 from .settings import MixSettings
 
@@ -62,7 +71,8 @@ def audit(
     ).reshape(-1, len(classes))
     whole = np.concatenate([original, added])
     before, after = phi_matrix(original), phi_matrix(whole)
-    change = compare(before, after)
+    limits = _Limits.of(before, standard_errors(original), settings)
+    change = compare(before, after, limits.by_chance)
     pair = [classes[i] for i in change.pair]
     shares = _source_shares(written, prepared)
     totals = zip(classes, label_counts(original), label_counts(whole), strict=True)
@@ -93,7 +103,8 @@ def audit(
             if found
         },
         "bank_skipped": prepared.bank.header.get("skipped", {}),
-        "correlation": _correlation(change, pair, classes, before, after),
+        "correlation": _correlation(change, pair, classes, before, after)
+        | limits.words(change.pair),
         "held_out": {
             "patients": {k: len(v) for k, v in held_out.patients.items()},
             "not_compared": dict(held_out.unread),
@@ -101,7 +112,7 @@ def audit(
     }
     result = Audit(body, before, after)
     result.problems += _leaks(written, prepared, records, held_out)
-    result.problems += _changed(change, pair, settings)
+    result.problems += _changed(change, pair, limits)
     result.problems += _one_sided(shares, settings)
     body["problems"] = list(result.problems)
     return result
@@ -125,19 +136,58 @@ def _correlation(
     }
 
 
-def _changed(change: Comparison, pair: Sequence[str], settings: MixSettings) -> list[str]:
+@dataclass(frozen=True)
+class _Limits:
+    """Of the correlations, wider where few images leave them to chance.
+
+    Args:
+        settings: the limits of many images.
+        by_chance: (C, C) change that means nothing.
+        reliability: share of the spread of the correlations that is no chance.
+    """
+
+    settings: MixSettings
+    by_chance: np.ndarray
+    reliability: float
+
+    @classmethod
+    def of(cls, before: np.ndarray, errors: np.ndarray, settings: MixSettings) -> _Limits:
+        room = deviations(len(before), settings.chance) * errors
+        return cls(settings, room, reliability(before, errors) if settings.chance else 1.0)
+
+    def max_diff(self, pair: tuple[int, int]) -> float:
+        return self.settings.max_diff + float(self.by_chance[pair])
+
+    @property
+    def min_r(self) -> float:
+        limit, chance = self.settings.min_r, self.settings.chance
+        # Below 0 there is no agreement that chance could weaken.
+        return (
+            weakened(limit, self.reliability, len(self.by_chance), chance) if limit > 0 else limit
+        )
+
+    def words(self, pair: tuple[int, int]) -> dict[str, float]:
+        return {
+            "by_chance": round(float(self.by_chance[pair]), 6),
+            "limit_max_diff": round(self.max_diff(pair), 6),
+            "limit_r": round(self.min_r, 6),
+        }
+
+
+def _changed(change: Comparison, pair: Sequence[str], limits: _Limits) -> list[str]:
     """Limits of the correlations that do not hold."""
-    found = []
+    found, settings = [], limits.settings
     between = f"{pair[0]!r} and {pair[1]!r}"
-    if change.max_diff > settings.max_diff:
+    room = float(limits.by_chance[change.pair])
+    if change.max_diff > limits.max_diff(change.pair):
         found.append(
             f"the correlation of {between} changed by {change.max_diff:.3f} "
-            f"(INPUT.FX.LESION_MIX.MAX_DIFF {settings.max_diff:g})"
+            f"(INPUT.FX.LESION_MIX.MAX_DIFF {settings.max_diff:g}, and {room:.3f} for chance)"
         )
-    if change.pearson_r < settings.min_r:
+    if change.pearson_r < limits.min_r:
         found.append(
             f"correlations before and after agree with r = {change.pearson_r:.3f} only, {between} "
-            f"least (INPUT.FX.LESION_MIX.MIN_R {settings.min_r:g})"
+            f"least (INPUT.FX.LESION_MIX.MIN_R {settings.min_r:g}, with chance {limits.min_r:.3f})"
         )
     return found
 
@@ -221,7 +271,9 @@ def as_text(found: Audit, title: str) -> str:
         f"Every minority class shall have {body['target']:,}.",
         "",
         f"Correlations before and after: largest difference {link['max_diff']:.3f} "
-        f"({' and '.join(link['max_diff_pair'])}), Pearson r {link['pearson_r']:.3f}.",
+        f"({' and '.join(link['max_diff_pair'])}), Pearson r {link['pearson_r']:.3f}. "
+        f"Limits of so many images: {link['limit_max_diff']:.3f}, of which chance has "
+        f"{link['by_chance']:.3f}, and r {link['limit_r']:.3f}.",
         "",
         *[f"- LIMIT BROKEN: {problem}" for problem in found.problems],
         "",

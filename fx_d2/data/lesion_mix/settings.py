@@ -63,6 +63,8 @@ class MixSettings:
         feather: width of the soft edge as a share of the shorter side; 0 is a hard edge.
         max_diff, min_r: limits of the audit: largest change of a correlation, and smallest Pearson
             correlation of the off-diagonal elements before and after.
+        chance: of few images a correlation is noise. Both limits leave room for what sampling alone
+            does to one of the pairs with this probability; 0 takes them literally.
         max_source_share: largest share of a class's images that one bank source may give.
     """
 
@@ -100,6 +102,7 @@ class MixSettings:
     feather: float = 0.08
     max_diff: float = 0.10
     min_r: float = 0.90
+    chance: float = 0.05
     max_source_share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -115,6 +118,7 @@ class MixSettings:
         self._within("margin", 0, 1)
         self._within("max_diff", 0, 2)
         self._within("min_r", -1, 1)
+        self._within("chance", 0, 0.5)
         self._within("min_box_px", 1, math.inf)
         self._within("bank_px", 32, 4096)
         for name in ("max_per_base", "max_per_patch"):

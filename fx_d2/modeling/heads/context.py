@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,11 @@ CONTEXTS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], str]]] 
 }
 
 
+# Stated for every image that such a model learns from, so that it never learns what to make of one
+# of which it is not stated.
+NEEDED = ("body_part",)
+
+
 class ContextEmbedding(nn.Module):
     """A vector per value of each context, added up; zero at the start.
 
@@ -53,3 +59,41 @@ class ContextEmbedding(nn.Module):
             places = torch.tensor([rows.get(stated(item), 0) for item in batch])
             parts.append(table(places.to(table.weight.device, non_blocking=True)))
         return torch.stack(parts).sum(dim=0)
+
+
+def stated_items(model: nn.Module, given: Mapping[str, str]) -> dict[str, Any]:
+    """What is stated of images at prediction, under the names of a batch.
+
+    Args:
+        model: with contexts or without.
+        given: {name of a context: value}.
+
+    Raises:
+        ValueError: the model is not told this, there is no such value, or one that it needs is
+            missing.
+    """
+    tables = [m.rows for m in model.modules() if isinstance(m, ContextEmbedding)]
+    known: dict[str, list[str]] = {}
+    for rows in tables:
+        for name, values in rows.items():
+            known[name] = list(dict.fromkeys([*known.get(name, ()), *values]))
+    for name, value in given.items():
+        if name not in known:
+            what = ", ".join(known) or "nothing but the pixels"
+            raise ValueError(f"this model is not told {name!r} of an image; it is told {what}")
+        if value not in known[name]:
+            near = difflib.get_close_matches(value.upper(), known[name], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name} is {value!r}{hint} (known: {', '.join(known[name])})")
+    for name in NEEDED:
+        if name in known and name not in given:
+            raise ValueError(
+                f"this model has to be told the {name} of an image; name one of "
+                + ", ".join(known[name])
+            )
+    items: dict[str, Any] = dict(given)
+    if "synthetic" in items:
+        items["synthetic"] = items["synthetic"] == "synthetic"
+    if "source" in known:
+        items.setdefault("source", known["source"][0])  # a file is of no source
+    return items

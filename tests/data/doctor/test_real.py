@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -42,6 +43,16 @@ def test_poses_of_real_radiographs(thumbs: np.ndarray, turns: int, negative: boo
     right = (turn == -turns % 4) & (inverted == negative)
     # As they are, all; spoilt, nearly all (docs/doctor.md).
     assert right.mean() == 1 if turns == 0 and not negative else right.mean() > 0.95
+
+
+def test_fluid_in_both_halves_is_no_pose(thumbs: np.ndarray) -> None:
+    """Painted in: bright from the lower third of the lungs to the diaphragm; 7 were reported."""
+    fluid = np.zeros((32, 32), dtype=np.float32)
+    fluid[12:29, 3:15] = fluid[12:29, 17:29] = 1
+    fluid = cv2.GaussianBlur(fluid, (0, 0), 1)
+    films = np.round(thumbs * (1 - fluid) + 245 * fluid).astype(np.uint8)
+    turn, inverted = _judge(turn_scores(films, chest_template()))
+    assert ((turn == 2) & inverted).sum() <= 3
 
 
 def test_a_wrong_flag_on_a_real_file_is_found() -> None:
