@@ -112,7 +112,7 @@ def _add_cycle(cfg: CN) -> None:
     cfg.CYCLE.CYCLES = 0
     # Iterations after which a phase ends at the latest, to try a schedule on much data; 0 is none.
     cfg.CYCLE.MAX_STEPS_PER_PHASE = 0
-    # Exceptions "task=iterations".
+    # Exceptions "task=iterations" and "task/phase=iterations".
     cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ()
     # In place of the preset's, as all keys below. Slots in their order: "source/task" with * and ?,
     # or {slot: "rsna/loc", phases: [...]} for one with phases of its own. "*" is every source of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import zip_longest
@@ -96,11 +96,12 @@ def check_cycle(cfg: Any, keys: Sequence[Key]) -> None:
     for key in ("CYCLES", "MAX_STEPS_PER_PHASE"):
         if not isinstance(node[key], int) or node[key] < 0:
             raise ValueError(f"CYCLE.{key} is {node[key]!r}; allowed: 0 or a whole number above")
-    _longest(cfg)
+    longest = _longest(cfg)
     chosen = {key: cycle_choice(cfg, key) for key in _CHOICES}
     if chosen["ORDER"] != JOINT:
         cycle = build_cycle(cfg, keys)
         cycle.schedule(lambda _: Pass(1, 1), cfg.CYCLE.CYCLES)
+        _check_phase_names(longest, (phase for slot in cycle.slots for phase in slot.phases))
     elif chosen["LR_PER"] == "cycle":
         raise ValueError("CYCLE.LR_PER is 'cycle', but joint training has no cycle; use 'step'")
 
@@ -116,10 +117,12 @@ def build_plan(cfg: Any, loader: TaskLoader) -> Plan:
     longest = _longest(cfg)
     if cycle_choice(cfg, "ORDER") == JOINT:
         return _joint(cfg, loader)
-    cycle = build_cycle(cfg, loader.keys)
-    schedule = cycle.schedule(
-        lambda phase: _pass(cfg, loader, phase, longest[phase.task]), cfg.CYCLE.CYCLES
-    )
+
+    def measured(phase: Phase) -> Pass:
+        most = longest.get(f"{phase.task}/{phase.name}", longest[phase.task])
+        return _pass(cfg, loader, phase, most)
+
+    schedule = build_cycle(cfg, loader.keys).schedule(measured, cfg.CYCLE.CYCLES)
     return Plan(schedule, schedule.total or cfg.SOLVER.MAX_ITER, schedule.lines())
 
 
@@ -262,14 +265,23 @@ def _phase(source: str, task: str, item: Any, groups: Mapping[str, Group]) -> Ph
 
 
 def _longest(cfg: Any) -> dict[str, int]:
-    """Iterations after which a phase of each task ends at the latest; 0 is never."""
+    """Iterations after which a phase ends at the latest, by task or "task/phase"; 0 is never."""
     key = "CYCLE.MAX_STEPS_PER_PHASE_BY"
-    exceptions = parse_numbers(key, cfg.CYCLE.MAX_STEPS_PER_PHASE_BY)
-    for task, steps in exceptions.items():
-        choose(task, TASKS, key)
+    longest = dict.fromkeys(TASKS, int(cfg.CYCLE.MAX_STEPS_PER_PHASE))
+    for name, steps in parse_numbers(key, cfg.CYCLE.MAX_STEPS_PER_PHASE_BY).items():
+        choose(name.partition("/")[0], TASKS, f"{key}: task of {name!r}")
         if steps != int(steps):
-            raise ValueError(f"{key} has {task}={steps:g}; allowed: 0 or a whole number above")
-    return {task: int(exceptions.get(task, cfg.CYCLE.MAX_STEPS_PER_PHASE)) for task in TASKS}
+            raise ValueError(f"{key} has {name}={steps:g}; allowed: 0 or a whole number above")
+        longest[name] = int(steps)
+    return longest
+
+
+def _check_phase_names(longest: Mapping[str, int], phases: Iterable[Phase]) -> None:
+    """An exception for a phase that is not there would silently change nothing."""
+    there = list(dict.fromkeys(f"{phase.task}/{phase.name}" for phase in phases))
+    for name in longest:
+        if "/" in name:
+            choose(name, there, "CYCLE.MAX_STEPS_PER_PHASE_BY")
 
 
 def _pass(cfg: Any, loader: TaskLoader, phase: Phase, most: int) -> Pass:

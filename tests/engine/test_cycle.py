@@ -246,9 +246,13 @@ def test_lengths_follow_records_batch_share_and_policy():
     assert lengths() == [(4, 1), (4, 1)]
     cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc=0",)
     assert lengths() == [(7, 2), (13, 4)]
+    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc/lock=1",)
+    assert lengths() == [(4, 1), (12, 3)]
+    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc/lock=0", "loc=2")
+    assert lengths() == [(7, 2), (8, 2)]
 
 
-@pytest.mark.parametrize("wrong", ["lok=3", "loc=1.5", "loc=-1", "loc"])
+@pytest.mark.parametrize("wrong", ["lok=3", "loc=1.5", "loc=-1", "loc", "loc/look=3", "lok/lock=3"])
 def test_a_wrong_exception_from_the_longest_phase(wrong):
     cfg = make_cfg("rsna", MAX_STEPS_PER_PHASE_BY=(wrong,))
     with pytest.raises(ValueError, match="MAX_STEPS_PER_PHASE_BY") as error:
