@@ -54,7 +54,6 @@ def class_activation(
     if layout not in ("auto", "nchw", "nhwc"):
         raise ValueError(f"layout {layout!r}; allowed: auto, nchw, nhwc")
     module = _layer(model, layer)
-    images = checked_images(images)
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: object, output: object) -> Tensor:
@@ -68,7 +67,8 @@ def class_activation(
         found.append(leaf)
         return leaf.clone()
 
-    with left_alone(model), torch.enable_grad():
+    with left_alone(model):
+        images = checked_images(images)
         handle = module.register_forward_hook(keep)
         try:
             logits = checked_logits(classifier(images), len(images), classes)

@@ -114,8 +114,8 @@ def integrated_gradients(
     Raises:
         ValueError: images or classes are wrong, or the logits have no gradient.
     """
-    images = checked_images(images)
     with left_alone(classifier):
+        images = checked_images(images)
         walker = _Walker(classifier, list(classes), settings)
         logits = walker.logits(images)
         total = error = change = None
@@ -207,18 +207,16 @@ class _Walker:
 
     def _gradients(self, points: Tensor) -> Iterator[Tensor]:
         """Per class, (P, C, H, W) of its logit at each point; one forward pass for all."""
-        with torch.enable_grad():
-            points = points.requires_grad_(True)
-            logits = self._run(points)
-            if not logits.requires_grad:
-                raise ValueError(
-                    "the logits of this classifier have no gradient with respect to its images; "
-                    "is it wrapped in no_grad or does it detach?"
-                )
-            for number, place in enumerate(self._classes):
-                kept = number + 1 < len(self._classes)
-                (found,) = torch.autograd.grad(logits[:, place].sum(), points, retain_graph=kept)
-                yield found
+        logits = self._run(points.requires_grad_(True))
+        if not logits.requires_grad:
+            raise ValueError(
+                "the logits of this classifier have no gradient with respect to its images; is it "
+                "wrapped in no_grad or does it detach?"
+            )
+        for number, place in enumerate(self._classes):
+            kept = number + 1 < len(self._classes)
+            (found,) = torch.autograd.grad(logits[:, place].sum(), points, retain_graph=kept)
+            yield found
 
     def _run(self, images: Tensor) -> Tensor:
         half = self._settings.precision == "bf16"

@@ -35,27 +35,26 @@ class Explanation:
 
 @contextmanager
 def left_alone(network: object) -> Iterator[None]:
-    """Within this context a module is in evaluation mode and its parameters want no gradient.
+    """Within this context gradients can be had, and a module is in evaluation mode.
 
-    Afterwards every training flag and every ``requires_grad`` is what it was, also after an error.
-    Something that is not a module is left to its owner.
+    Its parameters want no gradient. Afterwards every training flag and every ``requires_grad`` is
+    what it was, also after an error. Something that is not a module is left to its owner.
 
     Args:
         network: a module, or any other callable.
     """
-    if not isinstance(network, nn.Module):
-        yield
-        return
-    flags = [(module, module.training) for module in network.modules()]
-    wanting = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    network.eval()
+    module = network if isinstance(network, nn.Module) else nn.Module()
+    flags = [(part, part.training) for part in module.modules()]
+    wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module.eval()
     for parameter in wanting:
         parameter.requires_grad_(False)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
-        for module, training in flags:
-            module.training = training  # train() would set the children too
+        for part, training in flags:
+            part.training = training  # train() would set the children too
         for parameter in wanting:
             parameter.requires_grad_(True)
 

@@ -24,7 +24,7 @@ def saved_classifier(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
     def save(seed: int, *overrides: str) -> Path:
         heads = ("DATASETS.TRAIN", "('nih14_train',)", "DATASETS.TEST", "('nih14_val',)")
-        cfg, folder = load_config(QUICK, [*BASE, *heads, *overrides]), None
+        cfg = load_config(QUICK, [*BASE, *heads, *overrides])
         folder = tmp_path_factory.mktemp(f"member{seed}")
         torch.manual_seed(seed)
         model = build_model(cfg)
