@@ -100,7 +100,8 @@ def integrated_gradients(
     """How much each pixel moves the logit of each class on the way from the baseline.
 
     A map is the sum over channels of the absolute attributions. A module is explained in
-    evaluation mode and left as it was.
+    evaluation mode and left as it was; of a function, see :func:`fx_d2.explain.maps.left_alone`.
+    Memory: a few times N * M * C * H * W floats, and one pass of ``settings.batch`` points.
 
     Args:
         classifier: images to logits; a function or a module.
@@ -120,8 +121,9 @@ def integrated_gradients(
         logits = walker.logits(images)
         total = error = change = None
         steps = torch.zeros(len(images), dtype=torch.int64)
-        pairs = list(_pairs(images, settings, black, zero))
-        for start, end in pairs:
+        draws = 0
+        for start, end in _pairs(images, settings, black, zero):
+            draws += 1
             gradients, found, used = walker.integral(start, end)
             # (N, M, C, H, W)
             given = gradients.mul_((end - start).unsqueeze(1))
@@ -131,13 +133,13 @@ def integrated_gradients(
             error = missing if error is None else error + missing
             change = found if change is None else change + found
     assert total is not None and error is not None and change is not None
-    maps = (total / len(pairs)).abs_().sum(2)
-    least = _LEAST_CHANGE * len(pairs)
+    maps = (total / draws).abs_().sum(2)
+    least = _LEAST_CHANGE * draws
     return Explanation(
         maps=smoothed(maps, settings.sigma * min(images.shape[-2:])),
         logits=logits,
         completeness=error.abs() / change.abs().clamp_min(least),
-        steps=steps,
+        steps=steps.to(maps.device),
     )
 
 

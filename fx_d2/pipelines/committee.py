@@ -21,6 +21,7 @@ from fx_d2.explain import (
     class_activation,
     integrated_gradients,
 )
+from fx_d2.explain.maps import left_alone
 
 from .committee_members import (
     CommitteeError,
@@ -279,9 +280,10 @@ def _explained(
     for content, which, batch in _alike(seen, member.device):
         classifier = member.classifier(content)
         if method == "integrated_gradients":
-            one = integrated_gradients(
-                classifier, batch, places, settings, member.black, member.zero
-            )
+            with left_alone(member.module):
+                one = integrated_gradients(
+                    classifier, batch, places, settings, member.black, member.zero
+                )
         else:
             one = class_activation(member.module, classifier, batch, places, member.layer, method)
         height, width = content
