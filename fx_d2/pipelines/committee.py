@@ -46,6 +46,8 @@ __all__ = [
 ]
 
 METHODS = ("integrated_gradients", *CAM_METHODS)
+# In one pass of a member, however many are asked about: bounds the memory.
+_MAX_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -262,8 +264,10 @@ def _alike(
     groups: dict[tuple, list[int]] = defaultdict(list)
     for number, seen in enumerate(images):
         groups[(tuple(seen.image.shape), seen.content)].append(number)
-    for (_, content), places in groups.items():
-        yield content, places, torch.stack([images[n].image for n in places]).to(device)
+    for (_, content), members in groups.items():
+        for first in range(0, len(members), _MAX_IMAGES):
+            places = members[first : first + _MAX_IMAGES]
+            yield content, places, torch.stack([images[n].image for n in places]).to(device)
 
 
 def _explained(

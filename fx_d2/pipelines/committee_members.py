@@ -21,6 +21,8 @@ from fx_d2.modeling.heads.spec import HeadSpec
 from fx_d2.predictor import Inputs
 
 Image = PathLike | npt.NDArray[Any]
+# Of a table of scores, beside the members.
+_COLUMNS = ("class", "committee", "positives", "negatives", "uncertain")
 
 
 class CommitteeError(ValueError):
@@ -244,17 +246,17 @@ def _head(trained: Trained, asked: str, name: str) -> HeadSpec:
 
 
 def _names(specs: Sequence[MemberSpec]) -> list[str]:
-    """Names that differ: the one given, else the folder's."""
+    """Names that differ, also from the other columns of a table: the one given, else the folder's."""
     names: list[str] = []
     for spec in specs:
         path = os.fspath(spec.path).rstrip(os.sep)
         folder, file = os.path.split(os.path.abspath(path))
         is_file = file.endswith((".safetensors", ".pth", ".pt"))
         name = spec.name or (os.path.basename(folder) if is_file else file)
-        if spec.name and name in names:
-            raise CommitteeError(f"two members are named {name!r}")
+        if spec.name and name in (*names, *_COLUMNS):
+            raise CommitteeError(f"a member cannot be named {name!r}: that name is taken")
         number, unique = 2, name
-        while unique in names:
+        while unique in (*names, *_COLUMNS):
             unique, number = f"{name}#{number}", number + 1
         names.append(unique)
     return names

@@ -131,6 +131,8 @@ def test_members_have_names_and_checksums(files: list[Path]) -> None:
     committee = build_committee(specs)
     folder = files[0].parent.name
     assert [m.name for m in committee.members] == [folder, f"{folder}#2", "pyramid"]
+    with pytest.raises(CommitteeError, match="cannot be named 'committee': that name is taken"):
+        build_committee([MemberSpec(files[0], name="committee")])
     sums = [member.checksum for member in committee.members]
     assert sums[0] == sums[1] != sums[2] and all(len(one) == 64 for one in sums)
     assert all(m.layer == "trunk.net.layers.3" for m in committee.members)
@@ -160,6 +162,23 @@ def test_committees_that_cannot_be(files: list[Path], saved_classifier: Saved) -
     boxes = saved_classifier(7, "MODEL.FX.SOURCES", "('tbx11k',)", "DATASETS.TASKS", "('loc',)")
     with pytest.raises(CommitteeError, match="no head of image labels; it has tbx11k/loc"):
         build_committee([boxes])
+
+
+def test_many_images_are_taken_in_parts(
+    committee: Committee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [committee.prepare(film(seed=seed)) for seed in range(5)]
+    whole = committee.answer(images).logits
+    monkeypatch.setattr("fx_d2.pipelines.committee._MAX_IMAGES", 2)
+    seen: list[int] = []
+    module = committee.members[0].module
+    handle = module.trunk.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        parts = committee.answer(images).logits
+    finally:
+        handle.remove()
+    assert seen == [2, 2, 1]
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_explaining_what_is_not_there(committee: Committee) -> None:
