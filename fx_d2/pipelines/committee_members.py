@@ -246,7 +246,7 @@ def _head(trained: Trained, asked: str, name: str) -> HeadSpec:
 
 
 def _names(specs: Sequence[MemberSpec]) -> list[str]:
-    """Names that differ, also from the other columns of a table: the one given, else the folder's."""
+    """Names that differ, also from the columns of a table: the one given, else the folder's."""
     names: list[str] = []
     for spec in specs:
         path = os.fspath(spec.path).rstrip(os.sep)
