@@ -108,18 +108,17 @@ def test_batches_change_nothing(rule: str) -> None:
     assert rule != "trapezoid" or sorted(set(together.steps.tolist())) == [22, 44]
     enough = (together.completeness <= 0.03).all(1)  # every class counts
     assert ((together.steps == 44) | enough).all()
-    for n in range(5):
-        for place, c in enumerate([0, 2, 3]):
-            alone = integrated_gradients(net, images[n : n + 1], [c], replace(settings, batch=1))
-            if int(alone.steps) != int(together.steps[n]):
-                continue  # another class of the image asked for more
-            torch.testing.assert_close(
-                together.maps[n, place], alone.maps[0, 0], rtol=1e-5, atol=1e-7
-            )
-        whole = integrated_gradients(net, images[n : n + 1], [0, 2, 3], replace(settings, batch=1))
-        assert whole.steps.tolist() == [together.steps[n]]
-        torch.testing.assert_close(whole.maps[0], together.maps[n], rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(whole.logits[0], together.logits[n], rtol=1e-5, atol=1e-6)
+    slowest = int(together.steps.argmax())
+    for n in {0, slowest}:
+        alone = integrated_gradients(net, images[n : n + 1], [0, 2, 3], replace(settings, batch=1))
+        assert alone.steps.tolist() == [together.steps[n]]
+        torch.testing.assert_close(alone.maps[0], together.maps[n], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(alone.logits[0], together.logits[n], rtol=1e-5, atol=1e-6)
+    # Nor do the other classes, where they ask for no more steps.
+    fixed = replace(settings, max_raise=1)
+    of_all = integrated_gradients(net, images, [0, 2, 3], fixed)
+    of_one = integrated_gradients(net, images, [2], replace(fixed, batch=5))
+    torch.testing.assert_close(of_one.maps[:, 0], of_all.maps[:, 1], rtol=1e-5, atol=1e-7)
 
 
 def kinked(x: Tensor) -> Tensor:
