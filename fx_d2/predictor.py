@@ -113,7 +113,7 @@ class Predictor:
         self.asked: tuple[str, ...] = tuple(spec.name for spec in chosen)
         self._mask_channels = sum(len(spec.classes) for spec in chosen if spec.task == "seg")
         stated = stated_items(self.model, context or {})
-        self._inputs = _Inputs(self.cfg, specs[0].source, stated)
+        self._inputs = Inputs(self.cfg, specs[0].source, stated)
 
     @overload
     def __call__(self, image: Image) -> Prediction: ...
@@ -192,8 +192,14 @@ class Predictor:
                 yield image, cast(Prediction, {**outputs.pop(), **size})
 
 
-class _Inputs(Dataset):
-    """Images as the network sees them in an evaluation, each beside what was asked for."""
+class Inputs(Dataset):
+    """Images as the network sees them in an evaluation, each beside what was asked for.
+
+    Args:
+        cfg: of the model.
+        source: any one of its sources.
+        stated: what an image is known by, for every image.
+    """
 
     def __init__(self, cfg: CfgNode, source: str, stated: Mapping[str, Any]) -> None:
         reader = _Reader(cfg.INPUT.FX.INTENSITY.VOI, cfg.INPUT.FX.INTENSITY.MODE)

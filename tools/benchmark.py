@@ -3,6 +3,7 @@
 
     python tools/benchmark.py data --root output/world    # images/s per source, direct and cached
     python tools/benchmark.py model                       # steps, memory, prediction, evaluation
+    python tools/benchmark.py explain                     # images/s of Integrated Gradients
 
 Figures are medians of several alternating rounds; the ratio of two columns of one run says more
 than a column does on a busy machine.
@@ -22,6 +23,7 @@ import cv2
 import torch
 
 from fx_d2.benchmark.data import as_table, measure_reading
+from fx_d2.benchmark.explain import ExplainPlan, measure_explain
 from fx_d2.benchmark.model import (
     CLOCKS,
     SECTIONS,
@@ -49,6 +51,8 @@ _SIZES = {
     "detections": (200, 40_000),
     "original": (128, 2048),
     "matmul": (256, 2048),
+    "steps": (3, 50),
+    "points": (8, 32),
 }
 
 
@@ -116,6 +120,44 @@ def _add_model(commands: argparse._SubParsersAction) -> None:
     model.set_defaults(run=_model)
 
 
+def _add_explain(commands: argparse._SubParsersAction) -> None:
+    positive = whole(1)
+    explain = commands.add_parser("explain", help="Integrated Gradients, batched and one by one")
+
+    def size(name: str, what: str) -> None:
+        quick, usual = _SIZES[name]
+        told = f"{what} (default {usual}, with --quick {quick})"
+        explain.add_argument(f"--{name}", type=positive, metavar="N", help=told)
+
+    explain.add_argument("--config-file", metavar="FILE", help=f"default configs/{_CONFIG}")
+    size("size", "side of the images in px")
+    size("batch", "images")
+    size("repeats", "timed rounds")
+    size("steps", "steps of the path")
+    size("points", "points of the path in a forward pass")
+    explain.add_argument("--classes", type=positive, default=2, metavar="N", help="default 2")
+    explain.add_argument("--threads", type=whole(0), default=0, metavar="N", help="0 leaves them")
+    explain.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default 0")
+    explain.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: processor time, for a CPU that others use too (default wall)",
+    )
+    explain.add_argument("--quick", action="store_true", help="does it run? a tiny model")
+    explain.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    explain.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    explain.add_argument("--quiet", action="store_true", help="no progress bar")
+    explain.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="overrides of the config; stands last",
+    )
+    explain.set_defaults(run=_explain)
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of the command line."""
     parser = Parser(
@@ -124,6 +166,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_data(commands)
     _add_model(commands)
+    _add_explain(commands)
     return parser.parse_args(argv)
 
 
@@ -149,14 +192,15 @@ def _data(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _setting(args: argparse.Namespace) -> Setting:
+    """The model of the command line; options that are not given get their defaults."""
     for name, (quick, usual) in _SIZES.items():
-        if getattr(args, name) is None:
+        if getattr(args, name, usual) is None:
             setattr(args, name, quick if args.quick else usual)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.clock == "cpu" and device != "cpu":
         raise WrongUse("--clock cpu does not see what a GPU does; leave it out here")
-    setting = Setting(
+    return Setting(
         config_file=args.config_file,
         overrides=tuple(args.opts),
         size_px=args.size,
@@ -165,6 +209,10 @@ def _plan(args: argparse.Namespace) -> Plan:
         device=device,
         threads=args.threads,
     )
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    setting = _setting(args)
     return Plan(
         setting=setting,
         repeats=args.repeats,
@@ -197,6 +245,23 @@ def _model(args: argparse.Namespace) -> int:
     for table in tables.values():
         print(f"\n{table.text()}")
     write_report(facts, tables, markdown=args.markdown, json_file=args.json)
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    for file in filter(None, (args.markdown, args.json)):
+        check_output(file)
+    setting = _setting(args)
+    if setting.threads:
+        torch.set_num_threads(setting.threads)
+    plan = ExplainPlan(setting, args.steps, args.classes, args.points, args.repeats)
+    try:
+        table = measure_explain(plan, clock=CLOCKS[args.clock], quiet=args.quiet)
+    except ConfigError as exc:
+        raise WrongUse(str(exc)) from exc
+    facts = about(Plan(setting=setting, repeats=args.repeats, clock=args.clock))
+    print(f"{about_line(facts)}\n\n{table.text()}")
+    write_report(facts, {"explain": table}, markdown=args.markdown, json_file=args.json)
     return 0
 
 

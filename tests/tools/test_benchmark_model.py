@@ -44,6 +44,17 @@ def test_quick_run_gives_every_table_and_both_files(benchmark, tmp_path, capsys)
     assert {row["layout"] for row in tables["prediction"]["rows"]} == {"X", "X+"}
 
 
+def test_explaining_is_measured(benchmark, tmp_path, capsys):
+    file = tmp_path / "explain.json"
+    argv = ["explain", "--quick", "--repeats", "1", "--quiet", "--json", str(file)]
+    assert benchmark.main(argv) == 0
+    assert "### Integrated Gradients" in capsys.readouterr().out
+    rows = json.loads(file.read_text())["tables"]["explain"]["rows"]
+    assert [row["way"] for row in rows] == ["one by one", "Captum", "batched"]
+    assert all(row["rate"] > 0 for row in rows)
+    assert benchmark.main(["explain", "--quick", "--config-file", "nowhere.yaml"]) == 2
+
+
 def test_named_sections_alone_are_run(benchmark, capsys):
     argv = ["model", "--quick", "--repeats", "1", "--quiet", "--only", "throughput"]
     assert benchmark.main(argv) == 0
