@@ -34,6 +34,8 @@ def saved(folder: Path, config: str, seed: int, *words: str) -> Path:
     for name, value in model.named_parameters():
         if name.startswith("heads.seg.") and name.endswith("bias"):
             value.data.zero_()  # an untrained model marks something
+        elif name.startswith("heads.seg."):
+            value.data *= 100  # and is not everywhere at one half
     FxCheckpointer(model, str(folder), cfg=cfg).save("model_final", iteration=0)
     return folder
 
