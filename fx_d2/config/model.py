@@ -18,10 +18,12 @@ def add_model(cfg: CN) -> None:
 def _add_trunk(cfg: CN) -> None:
     cfg.MODEL.FX.TRUNK = CN()
     # A row of docs/backbones.md (swin_b: every published Foundation X result) or any network of
-    # timm with a feature pyramid, such as "convnext_small.fb_in22k".
+    # timm with a feature pyramid, such as "convnext_small.fb_in22k"; an encoder's name where
+    # MODEL.BACKBONE.NAME is build_smp_encoder (docs/systems/hybrid.md).
     cfg.MODEL.FX.TRUNK.NAME = "swin_b"
     # "" starts from random weights; "timm" from the network's published weights (model hub or its
-    # local cache); else a .safetensors or .pth file.
+    # local cache), which encoders of build_smp_encoder call "imagenet"; else a .safetensors or .pth
+    # file.
     cfg.MODEL.FX.TRUNK.PRETRAINED = ""
     # Largest chance that a block is skipped in training, growing linearly with depth (paper 1.1).
     cfg.MODEL.FX.TRUNK.DROP_PATH = 0.2
@@ -39,6 +41,9 @@ def _add_trunk(cfg: CN) -> None:
     # Weight of a batch in the running statistics of "conv", which predictions are made with. 0.02
     # remembers the last fifty batches: a cycle that stays with a source for long wants less.
     cfg.MODEL.FX.TRUNK.STEM_MOMENTUM = 0.02
+    # Weight of a batch in the running statistics of an encoder of build_smp_encoder; 0 is its own,
+    # which for EfficientNet (0.01) is too slow for a short run from random weights.
+    cfg.MODEL.FX.TRUNK.NORM_MOMENTUM = 0.0
     # Further arguments of the timm network, such as {embed_dim: 24, depths: [1, 1, 1, 1]} for a
     # tiny variant; they win over those of the row.
     cfg.MODEL.FX.TRUNK.KWARGS = CN(new_allowed=True)
@@ -104,9 +109,11 @@ def _add_decoders(cfg: CN) -> None:
     cfg.MODEL.FX.LOC.AGNOSTIC = True
     cfg.MODEL.FX.SEG = CN()
     # "pyramid", narrow and with a norm everywhere; or "upernet", the layout that the weights of
-    # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage).
+    # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage); or "unet",
+    # "linknet" and "fpn" of segmentation_models_pytorch, with stages and norms of their own.
     cfg.MODEL.FX.SEG.DECODER = "pyramid"
-    # Channels of the decoder (1.4).
+    # Channels of the decoder (1.4), that is of its map. 0 is the usual width of "unet" (16),
+    # "linknet" (32) and "fpn" (128), whose other layers go with it.
     cfg.MODEL.FX.SEG.CHANNELS = 128
     # Stages it reads, fine to coarse (1.4).
     cfg.MODEL.FX.SEG.IN_FEATURES = ("res2", "res3", "res4", "res5")
@@ -124,6 +131,7 @@ def _add_decoders(cfg: CN) -> None:
     # Probability from which a pixel belongs to a mask, of a class or of a box.
     cfg.MODEL.FX.SEG.THRESHOLD = 0.5
     # Return probabilities (float16) in place of masks: two bytes against one per pixel and class.
+    # Evaluations then have BCE, a validation loss.
     cfg.MODEL.FX.SEG.SOFT_MASKS = False
 
 

@@ -1,1 +1,1 @@
-"""Several steps as one: committees of classifiers and what is made from them."""
+"""Several models, one after the other or together: committees, ensembles of masks, pipelines."""

@@ -189,3 +189,20 @@ def test_wrong_settings(toy_cfg: MakeCfg, options, told):
         FxTrainer(toy_cfg(TEST__EVAL_PERIOD=2, **settings))
     with pytest.raises(ValueError, match="TEST.EVAL_PERIOD"):
         FxTrainer(toy_cfg(SOLVER__FX__PLATEAU__PATIENCE=2, SOLVER__FX__PLATEAU__METRIC=AUC))
+
+
+def test_plateau_stops_at_the_lowest_rate(toy_cfg: MakeCfg, script):
+    script(0.6, 0.5, 0.5, 0.5, 0.5, 0.5)
+    options = FLAT | {
+        "SOLVER__FX__PLATEAU__METRIC": AUC,
+        "SOLVER__FX__PLATEAU__PATIENCE": 1,
+        "SOLVER__FX__PLATEAU__FACTOR": 0.5,
+        "SOLVER__FX__PLATEAU__MIN_LR": 0.004,
+    }
+    _, rates = train(toy_cfg("bounded", **options))
+    assert rates.seen == pytest.approx([0.01] * 4 + [0.005] * 2 + [0.004] * 6)
+    low = toy_cfg("below", **options | {"SOLVER__FX__PLATEAU__MIN_LR": 0.1})
+    _, rates = train(low)
+    assert rates.seen == pytest.approx([0.01] * 12)  # never raised
+    with pytest.raises(ValueError, match="MIN_LR is -1"):
+        FxTrainer(toy_cfg("bad", **options | {"SOLVER__FX__PLATEAU__MIN_LR": -1.0}))

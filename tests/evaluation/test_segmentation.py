@@ -150,3 +150,49 @@ def test_hd95_counts_misses_apart() -> None:
     assert figures["HD95"] == 4 and figures["HD95_undefined"] == 0.5
     missed = _evaluate(truths[:1], said[1:2], hd95=True)[KEY]
     assert "HD95" not in missed and missed["HD95_undefined"] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
+def test_iou_is_dice_by_two_less_dice_in_every_image(seed: int, first: float, second: float):
+    """The document of the hybrid network has IoU above Dice in all of its 15 rows."""
+    rng = np.random.default_rng(seed)
+    truths = [{"Lung": rng.random(SIZE) < first, "Heart": EMPTY} for _ in range(3)]
+    said = [{"Lung": rng.random(SIZE) < second, "Heart": EMPTY} for _ in range(3)]
+    rows = _evaluate(truths, said).per_image["toy_eval_test_seg"].rows()
+    assert len(rows) == 6
+    for row in rows:
+        dice, iou = float(row["dice"]), float(row["iou"])
+        assert iou == pytest.approx(dice / (2 - dice), abs=1e-6) and iou <= dice
+
+
+def test_cross_entropy_is_that_of_torch():
+    rng = np.random.default_rng(4)
+    truths = [{"Lung": rng.random(SIZE) < 0.3, "Heart": EMPTY} for _ in range(2)]
+    given_p = [
+        {name: torch.from_numpy(rng.uniform(0.01, 0.99, SIZE)).half() for name in ("Lung", "Heart")}
+        for _ in range(2)
+    ]
+    figures = _evaluate(truths, given_p, bce=True)[KEY]
+    wanted = {
+        name: np.mean(
+            [
+                float(
+                    torch.nn.functional.binary_cross_entropy(
+                        p[name].double(), torch.from_numpy(t[name]).double()
+                    )
+                )
+                for p, t in zip(given_p, truths, strict=True)
+            ]
+        )
+        for name in ("Lung", "Heart")
+    }
+    for name, value in wanted.items():
+        assert figures[f"BCE-{name}"] == pytest.approx(value, rel=1e-4)
+    assert figures["BCE"] == pytest.approx(np.mean(list(wanted.values())), rel=1e-4)
+    # What float16 rounds to 0 and 1 costs much where it is wrong, and not everything.
+    sure = [{name: torch.ones(SIZE).half() for name in ("Lung", "Heart")}] * 2
+    assert _evaluate(truths, sure, bce=True)[KEY]["BCE-Heart"] == pytest.approx(12 * np.log(2))
+    assert "BCE" not in _evaluate(truths, truths)[KEY]
+    with pytest.raises(ValueError, match="SOFT_MASKS"):
+        _evaluate(truths, truths, bce=True)
