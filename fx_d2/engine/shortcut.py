@@ -182,8 +182,8 @@ def _verdict(row: Row, best: Row | None, high: float) -> Verdict:
         return Verdict(
             row.shown,
             HIGH,
-            f"SHORTCUT: {figure}{against}{kept}. The classes can be told without the lungs; figures "
-            "on whole images say little about disease.",
+            f"SHORTCUT: {figure}{against}{kept}. The classes can be told without the lungs; "
+            "figures on whole images say little about disease.",
         )
     if low > _CHANCE:
         text = f"Something outside the lungs helps: {figure}{against}."
