@@ -230,7 +230,7 @@ _ROWS = (
         thing_classes=("Lung Opacity",),
         image_size=(1024, 1024),
         expected={"stage_2_train/images": 26684, "stage_2_train/boxes": 9555},
-        overlaps=("nih14", "covid_radiography"),
+        overlaps=("nih14", "covid_radiography", "covid_radiography_3"),
         licence="challenge rules, non-commercial research",
         homepage="kaggle.com/c/rsna-pneumonia-detection-challenge",
         citation="Shih et al., Augmenting the NIH chest radiograph dataset, Radiology AI 2019",
@@ -396,7 +396,7 @@ _ROWS = (
             "all/Normal": 10192,
             "all/Viral Pneumonia": 1345,
         },
-        overlaps=("covid_qu_ex", "covid_radiography"),
+        overlaps=("rsna", "covid_qu_ex", "covid_radiography"),
         **_COVID_RADIOGRAPHY,
     ),
     Source(

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -64,7 +64,8 @@ class Row:
     @property
     def auc(self) -> tuple[float, float, float]:
         """Mean AUC and its interval."""
-        return tuple(self.figures[name] for name in ("AUC", "AUC_low", "AUC_high"))  # type: ignore[return-value]
+        found = self.figures
+        return found["AUC"], found["AUC_low"], found["AUC_high"]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _config(trained: Trained, dataset: str, mode: str, options: Sequence[str]) -
     cfg.INPUT.FX.LESION_MIX.PROB = 0.0
     cfg.TEST.FX.BOOTSTRAP = cfg.TEST.FX.BOOTSTRAP or _BOOTSTRAP  # a verdict needs the interval
     cfg.freeze()
-    heads = {spec.name for spec in trained.model.specs}  # type: ignore[union-attr]
+    heads = {spec.name for spec in cast(Any, trained.model).specs}
     if f"{row.key}/cls" not in heads:
         raise ConfigError(
             f"{trained.weights} has no head for labels of {row.key!r}, to which {dataset} belongs; "
