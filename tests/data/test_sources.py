@@ -82,6 +82,7 @@ CLASS_ORDERS = {
     ("jsrt", "seg"): "Left Lung, Right Lung, Heart, Left Clavicle, Right Clavicle",
     ("montgomery", "seg"): "Left Lung, Right Lung",
     ("covid_radiography", "cls"): "COVID, Lung_Opacity, Normal, Viral Pneumonia",
+    ("covid_radiography_3", "cls"): "COVID, Normal, Viral Pneumonia",
     ("covid_qu_ex", "cls"): "COVID-19, Non-COVID, Normal",
 }
 

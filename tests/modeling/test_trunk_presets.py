@@ -9,15 +9,16 @@ import timm
 import torch
 
 from fx_d2.modeling.backbone import TimmBackbone
-from fx_d2.modeling.backbone.presets import PRESETS
+from fx_d2.modeling.backbone.presets import PRESETS, UNPADDED
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def real_size(preset: str) -> tuple[TimmBackbone, dict[str, torch.Size], torch.Size]:
     """Shapes at 64 x 96 px, without weights and without computing anything."""
+    drop_path = 0.0 if PRESETS[preset].network.startswith(UNPADDED) else 0.2
     with torch.device("meta"):
-        backbone = TimmBackbone(name=preset, img_size=(64, 96), drop_path=0.2)
+        backbone = TimmBackbone(name=preset, img_size=(64, 96), drop_path=drop_path)
         features = backbone(torch.zeros(2, 3, 64, 96))
     pooled = backbone.pooled(features)
     return backbone, {k: v.shape for k, v in features.items()}, pooled.shape
@@ -54,3 +55,27 @@ def test_presets_compute_at_their_real_size(preset):
     features = backbone(torch.randn(1, 3, 64, 64))
     assert all(f.isfinite().all() and f.std() > 0 for f in features.values())
     assert backbone.pooled(features).isfinite().all()
+
+
+@pytest.mark.parametrize("network", UNPADDED)
+def test_unpadded_networks_are_padded_and_keep_their_weights(network):
+    with torch.device("meta"):
+        backbone, own = TimmBackbone(name=network), timm.create_model(network, num_classes=0)
+    kernels = {
+        name: m
+        for name, m in own.named_modules()
+        if isinstance(m, torch.nn.Conv2d | torch.nn.MaxPool2d)
+    }
+    sides = {
+        n: m.kernel_size if isinstance(m.kernel_size, int) else max(m.kernel_size)
+        for n, m in kernels.items()
+    }
+    without = [n for n, m in kernels.items() if sides[n] > 1 and m.padding in (0, (0, 0))]
+    assert without  # else there is nothing to do for it
+    for name in without:
+        padding = backbone.net.get_submodule(name).padding
+        assert (padding if isinstance(padding, int) else max(padding)) == sides[name] // 2
+    shapes = {name: value.shape for name, value in own.state_dict().items()}
+    assert {n: v.shape for n, v in backbone.net.state_dict().items()}.items() <= shapes.items()
+    with pytest.raises(ValueError, match=r"DROP_PATH \(0 if it has none\)"):
+        TimmBackbone(name=network, drop_path=0.2)
