@@ -34,7 +34,7 @@ _KIND_KEYS = {JOINT: _JOINT_KEYS, EACH_HEAD: (*_JOINT_KEYS, "SOLVER.WARMUP_ITERS
 _STUDY_KEYS = ("title", "world", "config", "common", "scorings", "seeds", "arms")
 _WORLD_KEYS = ("patients", "seed", "size", "sources", "cache")
 _ARM_KEYS = ("about", "layers", "overrides", "each_head", "joint", "train", "then")
-_THEN_KEYS = ("config", "layers", "overrides", "weights", "images", "draws", "seeds")
+_THEN_KEYS = ("config", "layers", "overrides", "weights", "images", "draws", "seeds", "score_at")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Then:
         images: numbers of images; ``full`` is all.
         draws: of each number.
         seeds: of the arm whose runs are continued; () is all.
+        score_at: shares of the iterations after which a run is scored too.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Then:
     images: tuple[int | str, ...]
     draws: int
     seeds: tuple[int, ...]
+    score_at: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,10 @@ def _then(file: Path, config: Path, arm: str, name: str, raw: Any, kind: str) ->
         images=tuple(n if n == FULL else _whole(n, f"{where}.images", 1) for n in images),
         draws=_whole(given.get("draws", 3), f"{where}.draws", 1),
         seeds=_seeds(given["seeds"], f"{where}.seeds") if "seeds" in given else (),
+        score_at=tuple(
+            _number(share, f"{where}.score_at")
+            for share in _list(given.get("score_at", []), f"{where}.score_at")
+        ),
     )
 
 
@@ -331,6 +337,12 @@ def _whole(raw: Any, where: str, low: int) -> int:
     if isinstance(raw, bool) or not isinstance(raw, int) or raw < low:
         raise ValueError(f"{where} is {str(raw)[:60]!r}; allowed: a whole number from {low}")
     return raw
+
+
+def _number(raw: Any, where: str) -> float:
+    if isinstance(raw, bool) or not isinstance(raw, (int, float)):
+        raise ValueError(f"{where} is {str(raw)[:60]!r}; write a number")
+    return float(raw)
 
 
 def _flag(raw: Any, where: str) -> bool:
