@@ -183,8 +183,8 @@ class ScoreOnTheWay(HookBase):
 def check_shares(cfg: CfgNode, shares: Sequence[float]) -> None:
     """Raise unless every share is of a whole percent and of some iteration within the run."""
     for share in shares:
-        whole = abs(share * 100 - round(share * 100)) < 1e-9
-        if not (0 < share < 1 and whole and round(share * cfg.SOLVER.MAX_ITER) > 0):
+        within = 0 < share < 1 and round(share * cfg.SOLVER.MAX_ITER) > 0
+        if not (within and abs(share * 100 - round(share * 100)) < 1e-9):
             raise ConfigError(
                 f"a score at {share:g} of SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}; write whole "
                 "percents between 0 and 1, such as 0.25, of one iteration or more"

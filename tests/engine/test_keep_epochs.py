@@ -36,8 +36,7 @@ def test_one_file_per_pass_also_after_an_interruption(toy_cfg):
     final = read_weights(Path(cfg.OUTPUT_DIR) / "model_final.safetensors")
     assert same(whole["model_epoch_003"], final) and not same(whole["model_epoch_002"], final)
     # Of what is resumed there is one numbered checkpoint, as without it.
-    numbered = [p for p in Path(cfg.OUTPUT_DIR).glob("model_0*.safetensors")]
-    assert len(numbered) == 1
+    assert len(list(Path(cfg.OUTPUT_DIR).glob("model_0*.safetensors"))) == 1
     cfg = toy_cfg("cut", **EPOCHS)
     train(cfg, die_at=13)  # epoch 2 is kept, the last checkpoint is of its step 12
     train(cfg, resume=True)
