@@ -11,7 +11,7 @@ and without ``MODEL.FX.TUNE.NORMS`` no gradient has to go back through it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,21 +46,27 @@ class MapAdapter(nn.Module):
 def _adapt_stages(
     trunk: nn.Module, _: tuple[Any, ...], features: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    adapters = trunk.get_submodule("map_adapter")
-    return {name: adapters.get_submodule(name)(x) for name, x in features.items()}
+    adapters = dict(trunk.get_submodule("map_adapter").named_children())
+    return {name: adapters[name](x) if name in adapters else x for name, x in features.items()}
 
 
 def _adapt_map(module: nn.Module, _: tuple[Any, ...], output: Tensor) -> Tensor:
     return module.get_submodule("map_adapter")(output)
 
 
-def add_seg_adapters(trunk: nn.Module, decoder: nn.Module | None, node: Any) -> tuple[str, ...]:
+def add_seg_adapters(
+    trunk: nn.Module,
+    decoder: nn.Module | None,
+    node: Any,
+    stages: Sequence[str] | None = None,
+) -> tuple[str, ...]:
     """Add the adapters of ``MODEL.FX.TUNE.MODE`` "seg_adapters", in place; none in other modes.
 
     Args:
         trunk: a Detectron2 backbone.
         decoder: of the masks; None in a model without masks, whose stages are adapted alone.
         node: ``MODEL.FX.TUNE``.
+        stages: of the trunk that are read; None is all. Others would count without learning.
 
     Returns:
         What got one: stages, then ``pooling`` and ``decoder``.
@@ -71,7 +77,8 @@ def add_seg_adapters(trunk: nn.Module, decoder: nn.Module | None, node: Any) -> 
     reduction = int(node.REDUCTION)
     if reduction < 1:
         raise ValueError(f"MODEL.FX.TUNE.REDUCTION is {reduction}; allowed: 1 and more")
-    shapes = trunk.output_shape()
+    there = trunk.output_shape()
+    shapes = {name: there[name] for name in there if stages is None or name in stages}
     trunk.add_module(
         "map_adapter",
         nn.ModuleDict({name: MapAdapter(s.channels, reduction) for name, s in shapes.items()}),

@@ -119,7 +119,18 @@ def test_without_norms_no_gradient_goes_through_the_trunk(tiny_cfg, tiny_model, 
     assert model.trunk.map_adapter["res5"].up.weight.grad.abs().sum() > 0
 
 
-def test_widths_and_shares():
+def test_a_stage_that_nothing_reads_gets_none(tiny_model, item):
+    """It would count as trained and never learn."""
+    only = {"DATASETS__TASKS": ("seg",), "MODEL__FX__SEG__IN_FEATURES": ("res4", "res5")}
+    model = tiny_model("chestx_det", **MODE, **only).train()
+    assert list(model.trunk.map_adapter) == ["res4", "res5"]
+    randomise(model)
+    sum(model([item("chestx_det", "seg")]).values()).backward()
+    adapted = [p for n, p in model.named_parameters() if ".map_adapter." in n]
+    assert adapted and all(p.grad is not None and p.grad.any() for p in adapted)
+
+
+def test_widths_of_the_bottleneck():
     assert MapAdapter(64, 8).down.out_channels == 8 and MapAdapter(4, 8).down.out_channels == 1
     x = torch.randn(1, 64, 3, 3)
     assert torch.equal(MapAdapter(64, 8)(x), x)

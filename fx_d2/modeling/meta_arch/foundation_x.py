@@ -112,7 +112,8 @@ class FoundationX(nn.Module):
         if "seg" in tasks:
             parts["seg_decoder"] = build_seg_decoder(cfg, shapes)
             heads["seg"] = build_sem_seg_head(cfg, parts["seg_decoder"].output_shape())
-        add_seg_adapters(trunk, parts.get("seg_decoder"), cfg.MODEL.FX.TUNE)
+        read = cfg.MODEL.FX.SEG.IN_FEATURES if tasks == {"seg"} else None
+        add_seg_adapters(trunk, parts.get("seg_decoder"), cfg.MODEL.FX.TUNE, read)
         return {
             "specs": specs,
             "trunk": trunk,
