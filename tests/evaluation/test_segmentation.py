@@ -154,19 +154,20 @@ def test_hd95_counts_misses_apart() -> None:
 
 def test_miou_by_hand() -> None:
     lung, heart = box_mask([0, 0, 20, 20]), box_mask([10, 10, 30, 30])  # 400 each, 100 shared
-    half = box_mask([0, 0, 20, 10])
-    truths = [{"Lung": lung, "Heart": heart}, {"Lung": lung}]
-    said = [{"Lung": half, "Heart": heart}, {"Lung": lung, "Heart": heart}]
+    half, small = box_mask([0, 0, 20, 10]), box_mask([0, 0, 10, 10])
+    truths = [{"Lung": lung, "Heart": heart}, {"Lung": small}]
+    said = [{"Lung": half, "Heart": heart}, {"Lung": small, "Heart": heart}]
     results = _evaluate(truths, said)
     figures = results[KEY]
-    # Pooled over the split: (200 + 400) / (400 + 400), where the mean over images would be 0.75.
-    assert figures["IoU_pooled-Lung"] == pytest.approx(600 / 800)
+    # Pooled over the split: (200 + 100) / (400 + 100), where the mean over images is 0.75.
+    assert figures["IoU_pooled-Lung"] == pytest.approx(0.6)
+    assert figures["IoU-Lung"] == 0.75
     assert figures["IoU_pooled-Heart"] == 1
-    assert figures["mIoU"] == pytest.approx((0.75 + 1) / 2) == figures["IoU_pooled"]
+    assert figures["mIoU"] == pytest.approx((0.6 + 1) / 2) == figures["IoU_pooled"]
     # Background of the first image alone: in the second the heart is not annotated. Of 4800 pixels
     # 700 belong to a structure, and of these 600 are said: half and heart do not overlap.
     assert figures["IoU_pooled-background"] == pytest.approx((4800 - 700) / (4800 - 600))
-    wanted = (0.75 + 1 + 4100 / 4200) / 3
+    wanted = (0.6 + 1 + 4100 / 4200) / 3
     assert figures["mIoU_with_background"] == pytest.approx(wanted)
     assert "the 1 images" in results.notes[KEY]["background"]
     # Channels are not a partition: a pixel of two classes is background of neither.

@@ -461,7 +461,8 @@ def test_an_ignored_pixel_has_no_say(masks, name, background_weight):
 def test_dice_of_what_is_there(masks):
     logits, truth, known = masks
     truth = truth.clone()
-    truth[:, 2] = False  # annotated twice, never there; channel 1 is empty where it is annotated
+    # Annotated twice, never there; channel 1 is empty where it is annotated, 0 in one image.
+    truth[:, 2] = truth[1, 0] = False
     ours = soft_dice(logits, truth, known, present=True)
     there = soft_dice(logits[:, :1], truth[:, :1], known[:, :1])
     torch.testing.assert_close(ours, there)
@@ -470,9 +471,9 @@ def test_dice_of_what_is_there(masks):
     torch.testing.assert_close(
         over_all, soft_dice(logits[:, :1], truth[:, :1], known[:, :1], over="batch")
     )
-    # Per image: image 0 has channel 0 alone (1 is empty there), image 1 too (1 is not annotated).
+    # Per image: channel 0 of image 0 alone is there.
     known_there = torch.zeros_like(known)
-    known_there[:2, 0] = True
+    known_there[0, 0] = True
     torch.testing.assert_close(
         soft_dice(logits, truth, known, over="image", present=True),
         soft_dice(logits, truth, known_there, over="image"),
