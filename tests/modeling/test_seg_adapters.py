@@ -126,8 +126,9 @@ def test_a_stage_that_nothing_reads_gets_none(tiny_model, item):
     assert list(model.trunk.map_adapter) == ["res4", "res5"]
     randomise(model)
     sum(model([item("chestx_det", "seg")]).values()).backward()
-    adapted = [p for n, p in model.named_parameters() if ".map_adapter." in n]
-    assert adapted and all(p.grad is not None and p.grad.any() for p in adapted)
+    adapted = {n: p.grad for n, p in model.named_parameters() if ".map_adapter." in n}
+    assert len(adapted) == 4 * 4 and all(grad is not None for grad in adapted.values())
+    assert all(grad.any() for n, grad in adapted.items() if n.endswith("up.bias"))
 
 
 def test_widths_of_the_bottleneck():
