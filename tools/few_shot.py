@@ -36,15 +36,23 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--draws", type=whole(1), default=3, metavar="K", help="draws of each number of images")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of all runs")
     add("--metrics", nargs="+", default=list(METRICS), metavar="M", help="columns of the table")
+    add(
+        "--score-at",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SHARE",
+        help="score after these shares of the iterations too, such as 0.25",
+    )
     add("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
     # Overrides after --images or --metrics would be taken for their values.
-    known, rest = parser.parse_known_args(_divided(arguments))
+    known, rest = parser.parse_known_args(divided(arguments))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return known
 
 
-def _divided(arguments: Sequence[str] | None) -> list[str]:
+def divided(arguments: Sequence[str] | None) -> list[str]:
     """``--`` in front of the first override, a word in capitals with a dot."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     first = next((i for i, w in enumerate(words) if _is_key(w)), len(words))
@@ -56,7 +64,7 @@ def _is_key(word: str) -> bool:
     return word == "SEED" or bool(dot and head.isalpha() and head.isupper())
 
 
-def _log_to(file: Path) -> None:
+def log_to(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
@@ -73,9 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg, train=True)
-        _log_to(args.out / "log.txt")
+        log_to(args.out / "log.txt")
         runs = runs_of(args.images, args.draws)
-        found = run_all(cfg, runs, args.out, lambda line: print(line, flush=True))
+        found = run_all(
+            cfg, runs, args.out, lambda line: print(line, flush=True), score_at=args.score_at
+        )
         print(write_tables(found, cfg, args.out, args.metrics))
     except (ConfigError, NonFiniteLoss) as exc:
         raise WrongUse(str(exc)) from exc

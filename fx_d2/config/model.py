@@ -108,9 +108,10 @@ def _add_decoders(cfg: CN) -> None:
     # Sources whose row says so have one class, "any", as in the paper (1.3); False keeps all.
     cfg.MODEL.FX.LOC.AGNOSTIC = True
     cfg.MODEL.FX.SEG = CN()
-    # "pyramid", narrow and with a norm everywhere; or "upernet", the layout that the weights of
-    # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage); or "unet",
-    # "linknet" and "fpn" of segmentation_models_pytorch, with stages and norms of their own.
+    # "pyramid", narrow and with a norm everywhere; "upernet", the layout that the weights of
+    # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage); "pspnet",
+    # DoLL's: pyramid pooling of the last stage alone; or "unet", "linknet" and "fpn" of
+    # segmentation_models_pytorch, with stages and norms of their own.
     cfg.MODEL.FX.SEG.DECODER = "pyramid"
     # Channels of the decoder (1.4), that is of its map. 0 is the usual width of "unet" (16),
     # "linknet" (32) and "fpn" (128), whose other layers go with it.
@@ -128,6 +129,14 @@ def _add_decoders(cfg: CN) -> None:
     # What one Dice runs over: "batch" (the paper's X, 1.4: large structures dominate), "channel"
     # (X+, 1.5) or "image".
     cfg.MODEL.FX.SEG.DICE_OVER = "channel"
+    # Of the Dice in "bce_dice", against 1 of the cross-entropy; DoLL's reconstruction has 0.5.
+    cfg.MODEL.FX.SEG.DICE_WEIGHT = 1.0
+    # Dice of channels that have foreground alone: of fourteen findings most are absent, and a
+    # mean over them would say little about those that are there. DoLL's reconstruction.
+    cfg.MODEL.FX.SEG.DICE_PRESENT = False
+    # Weight of a pixel outside a mask in the cross-entropy, against 1 inside; 0.1 in the lineage of
+    # DoLL (PSSL), where foreground is rare and its outline uncertain.
+    cfg.MODEL.FX.SEG.BACKGROUND_WEIGHT = 1.0
     # Probability from which a pixel belongs to a mask, of a class or of a box.
     cfg.MODEL.FX.SEG.THRESHOLD = 0.5
     # Return probabilities (float16) in place of masks: two bytes against one per pixel and class.
@@ -137,9 +146,11 @@ def _add_decoders(cfg: CN) -> None:
 
 def _add_tuning(cfg: CN) -> None:
     cfg.MODEL.FX.TUNE = CN()
-    # What is trained: "full"; "heads" (trunk and shared encoders locked); or all but the trunk, and
-    # of that its "last_blocks", "lora" branches on its linear layers, or "adapters" after its
-    # blocks. The last two start as the model of MODEL.WEIGHTS, bit for bit.
+    # What is trained: "full"; "heads" (trunk and shared encoders locked); all but the trunk, and of
+    # that its "last_blocks", "lora" branches on its linear layers, or "adapters" after its blocks;
+    # or the heads and "seg_adapters" (DoLL): bottlenecks after the stages of the trunk and in the
+    # mask decoder, both locked. Branches and adapters start as the model of MODEL.WEIGHTS, bit for
+    # bit.
     cfg.MODEL.FX.TUNE.MODE = "full"
     # Patterns of further parameters to train, such as "seg_decoder.*" in "heads", for a decoder
     # that MODEL.WEIGHTS does not have.
@@ -148,6 +159,11 @@ def _add_tuning(cfg: CN) -> None:
     cfg.MODEL.FX.TUNE.LAST_BLOCKS = 2
     # Channels between the two layers of a LoRA branch or an adapter.
     cfg.MODEL.FX.TUNE.RANK = 8
+    # Channels of a map over those inside its seg_adapter; 8 is a reconstruction.
+    cfg.MODEL.FX.TUNE.REDUCTION = 8
+    # Whether "seg_adapters" also train scale and shift of every norm (a reconstruction: yes). False
+    # spares the pass back through the trunk.
+    cfg.MODEL.FX.TUNE.NORMS = True
     # A LoRA branch counts ALPHA / RANK: one learning rate serves every rank.
     cfg.MODEL.FX.TUNE.ALPHA = 16.0
     # Patterns of the trunk's modules that get a branch, such as "*.attn.qkv"; () is every linear

@@ -38,6 +38,9 @@ def _add_solver(cfg: CN) -> None:
     # Numbered checkpoints of a run that stay on disk beside the best and the final one; 0 keeps
     # all.
     cfg.SOLVER.FX.KEEP_LAST = 1
+    # Keep the weights after each of CYCLE.CYCLES as "model_epoch_<number>", beside KEEP_LAST. Of
+    # joint training a cycle is an epoch. tools/best_epoch.py tells which transfers best.
+    cfg.SOLVER.FX.KEEP_EPOCHS = False
     # Metrics, as patterns over "source/task/metric", whose mean makes a checkpoint the best one
     # ("*/cls/AUC", "rsna/loc/AP40"); () keeps no best one.
     cfg.SOLVER.FX.BEST_METRIC = ()

@@ -21,6 +21,7 @@ _logger = logging.getLogger(__name__)
 
 BEST = "model_best"
 _TOP = "model_top_"
+EPOCH = "model_epoch_"
 
 
 def chosen_mean(metrics: Mapping[str, float], patterns: Sequence[str], key: str) -> float | None:
@@ -76,6 +77,30 @@ class JointMix(HookBase):
         """Stop the loader's workers."""
         trainer: Any = self.trainer
         trainer.data_loader.close()
+
+
+class KeepEpochs(HookBase):
+    """Saves the weights at the end of every epoch, as ``model_epoch_<number>`` from 1 on.
+
+    Args:
+        checkpointer: of the run.
+        cycles: ``CYCLE.CYCLES``, epochs of the run.
+        max_iter: iterations of all of them.
+    """
+
+    def __init__(self, checkpointer: FxCheckpointer, cycles: int, max_iter: int) -> None:
+        if cycles < 1:
+            raise ValueError(
+                "SOLVER.FX.KEEP_EPOCHS needs a number of epochs: set CYCLE.CYCLES above 0"
+            )
+        self._checkpointer, self._steps = checkpointer, max_iter // cycles
+
+    def after_step(self) -> None:
+        """Save after the last step of an epoch."""
+        trainer: Any = self.trainer
+        number, over = divmod(trainer.iter + 1, self._steps)
+        if not over:
+            self._checkpointer.save_weights(f"{EPOCH}{number:03d}", iteration=trainer.iter)
 
 
 class KeepBest(HookBase):

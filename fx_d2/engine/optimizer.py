@@ -16,13 +16,14 @@ import torch
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
+from fx_d2.modeling.adapters import NORMS
+
 _logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("AdamW", "SGD")
 TRUNK = "trunk."
 # Position tables are looked up, not multiplied: decay pulls rarely used entries to zero.
 _TABLES = ("relative_position_bias_table", "pos_embed", "cls_token")
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 # A block as timm names them: layers_0.blocks.1, stages.2.blocks.0, layer1.0.
 _BLOCK = re.compile(r"^.*?(?:layers?|stages?|blocks?)[._]?\d+\.(?:blocks\.)?\d+(?=\.)")
 
@@ -81,7 +82,7 @@ def _named(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield f"{prefix}.{name}".lstrip("."), parameter, isinstance(module, _NORMS)
+                yield f"{prefix}.{name}".lstrip("."), parameter, isinstance(module, NORMS)
 
 
 def without_decay(name: str, parameter: nn.Parameter, of_norm: bool) -> bool:

@@ -19,7 +19,7 @@ from fx_d2.data.sources import get_source
 
 from .cycle import choose
 from .setup import ConfigError
-from .study_values import Loader, files, flag, listed, mapping, seeds, text, whole
+from .study_values import Loader, files, flag, listed, mapping, number, seeds, text, whole
 
 WEIGHTS = "{weights}"  # of the run that a later step starts from
 OUT = "{out}"  # the folder of the study, in settings and in words of 'prepare'
@@ -45,7 +45,9 @@ _ARM_KEYS = (
     *("about", "layers", "overrides", "each_head", "joint", "train", "weights", "ensemble"),
     "then",
 )
-_THEN_KEYS = ("config", "layers", "overrides", "weights", "images", "draws", "seeds")
+_THEN_KEYS = (
+    *("config", "layers", "overrides", "weights", "images", "draws", "seeds", "score_at"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Then:
         images: numbers of images; ``full`` is all.
         draws: of each number.
         seeds: of the arm whose runs are continued; () is all.
+        score_at: shares of the iterations after which a run is scored too.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Then:
     images: tuple[int | str, ...]
     draws: int
     seeds: tuple[int, ...]
+    score_at: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -337,6 +341,10 @@ def _then(file: Path, config: Path, arm: str, name: str, raw: Any, kind: str) ->
         images=tuple(n if n == FULL else whole(n, f"{where}.images", 1) for n in images),
         draws=whole(given.get("draws", 3), f"{where}.draws", 1),
         seeds=seeds(given["seeds"], f"{where}.seeds") if "seeds" in given else (),
+        score_at=tuple(
+            number(share, f"{where}.score_at")
+            for share in listed(given.get("score_at", []), f"{where}.score_at")
+        ),
     )
 
 

@@ -21,7 +21,7 @@ from fx_d2.data.task_loader import Key
 
 from .checks import check_config
 from .cycle import choose
-from .few_shot import read_pool
+from .few_shot import check_shares, read_pool
 from .metric_patterns import metrics_of
 from .setup import ConfigError, load_config
 from .study import (
@@ -220,6 +220,12 @@ class _Planner:
                 )
             key = overlaid(self._key(cfg), {"MODEL": {"WEIGHTS": then.weights}})
             key |= {"images": list(then.images), "draws": then.draws}
+            if then.score_at:
+                key |= {"score_at": list(then.score_at)}
+                try:
+                    check_shares(cfg, then.score_at)
+                except ConfigError as exc:
+                    raise ConfigError(f"{where}.score_at: {exc}") from exc
             images = self._images(then, cfg, where)
             steps = len(then.images) * then.draws * int(cfg.SOLVER.MAX_ITER)
             found.append(_Template(arm.name, "", body, cfg, key, steps, then, images))

@@ -22,6 +22,7 @@ from fx_d2.data.atomic import write_atomically
 from fx_d2.data.errors import DataError
 from fx_d2.data.source import TASKS
 
+from .few_shot import TRAINED_SHARE
 from .forgetting import NAME as FORGETTING
 from .forgetting_config import main_metrics
 from .study import FULL, UNTRAINED, Study
@@ -225,12 +226,15 @@ def _few_shot_rows(jobs: Sequence[Job]) -> list[Row]:
         assert job.then is not None
         metrics = main_metrics(job.cfg.FORGETTING.METRICS)
         for run in _json(result_of(job))["runs"]:
-            for source, task in heads_of(job.cfg):
-                for prefix in ("", f"{TEACHER}/"):
-                    figure = f"{prefix}{source}/{task}/{metrics[task]}"
-                    if figure in run["figures"]:
-                        where = (job.arm, job.then.name, figure, int(run["images"]))
-                        values.setdefault(where, []).append(float(run["figures"][figure]))
+            wanted = {TRAINED_SHARE} | {
+                f"{prefix}{source}/{task}/{metrics[task]}"
+                for source, task in heads_of(job.cfg)
+                for prefix in ("", f"{TEACHER}/")
+            }
+            # At the end, and with "@25%" behind it on the way there.
+            for figure in (f for f in run["figures"] if f.partition("@")[0] in wanted):
+                where = (job.arm, job.then.name, figure, int(run["images"]))
+                values.setdefault(where, []).append(float(run["figures"][figure]))
     rows = []
     for (arm, then, figure, images), found in values.items():
         who = TEACHER if figure.startswith(f"{TEACHER}/") else STUDENT
@@ -347,8 +351,11 @@ def _few_shot_table(report: Report, then: str) -> str:
     for figure in dict.fromkeys(row.figure for row in rows):
         for n in sizes:
             label = f"{n} (all)" if FULL in step.images and n == sizes[0] else str(n)
-            cells = [_cell(by.get((*c, figure, n)), most[c]) for c in columns]
-            body.append([figure, label, *cells])
+            shown = _as_percent if figure == TRAINED_SHARE else _as_figure
+            cells = [_cell(by.get((*c, figure, n)), most[c], shown) for c in columns]
+            body.append(
+                [figure.replace("_", " ") if shown is _as_percent else figure, label, *cells]
+            )
     titles = [_title(arm, who, most[arm, who]) for arm, who in columns]
     return _table(body, ["figure", "images", *titles])
 
@@ -378,6 +385,10 @@ def _as_figure(value: float) -> str:
     return f"{value:.3f}"
 
 
+def _as_percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
 def _as_whole(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -391,7 +402,7 @@ def _cell(row: Row | None, n: int, shown: Callable[[float], str] = _as_figure) -
     if row is None:
         return "-"
     text = shown(row.mean)
-    if row.std is not None and not (shown is _as_whole and row.std == 0):
+    if row.std is not None and not (shown in (_as_whole, _as_percent) and row.std == 0):
         text += f" ± {shown(row.std)}"
     return text if len(row.values) == n else f"{text} (n={len(row.values)})"
 

@@ -217,6 +217,8 @@ class Runner:
         metrics = [f"*/{text.replace('=', '/')}" for text in job.cfg.FORGETTING.METRICS]
         tool = [sys.executable, str(self._tools / "few_shot.py"), *config]
         tool += ["--images", *images, "--draws", str(job.then.draws), "--metrics", *metrics]
+        if job.then.score_at:
+            tool += ["--score-at", *map(str, job.then.score_at)]
         return [*tool, "--out", str(job.folder), "SEED", str(job.seed)]
 
     def _environment(self, slot: int) -> Mapping[str, str]:

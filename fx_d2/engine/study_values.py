@@ -59,6 +59,13 @@ def whole(raw: Any, where: str, low: int) -> int:
     return raw
 
 
+def number(raw: Any, where: str) -> float:
+    """A number, not a truth value."""
+    if isinstance(raw, bool) or not isinstance(raw, (int, float)):
+        raise ValueError(f"{where} is {str(raw)[:60]!r}; write a number")
+    return float(raw)
+
+
 def flag(raw: Any, where: str) -> bool:
     """True or false."""
     if not isinstance(raw, bool):

@@ -16,6 +16,7 @@ from .truth import TaskEvaluator, Truth, as_bool
 
 # Half the step of float16 below 1: a probability written as 1 may have been this far from it.
 _LEAST = 2.0**-12
+MIOU, BACKGROUND, _POOLED = "mIoU", "background", "IoU_pooled"
 _EMPTY = "an image without truth and without prediction scores 1, one with either of them alone 0"
 
 
@@ -24,7 +25,11 @@ class SegmentationEvaluator(TaskEvaluator):
 
     ``Dice`` and ``IoU``: mean over all annotated images; an image without truth scores 1 when
     nothing is predicted, else 0. ``Dice_positive``, ``IoU_positive``: over images with truth.
-    ``Dice_pooled``, ``IoU_pooled``: of all pixels of all images. ``empty_predictor``: what marking
+    ``Dice_pooled``, ``IoU_pooled``: of all pixels of all images. ``mIoU``: the mean of
+    ``IoU_pooled`` over the classes with truth, background excluded. Channels overlap, so background
+    is what no class covers: ``IoU_pooled-background`` is that of its pixels, over the images that
+    are annotated for every class, and ``mIoU_with_background`` the mean over the classes and it.
+    ``empty_predictor``: what marking
     nothing would score as ``Dice`` (and ``IoU``): the share of images without truth. Only what
     exceeds it was learned. ``HD95``: see :func:`hd95`, in pixels of the original, over images with
     truth and prediction; ``HD95_undefined`` is the share of images with truth but no prediction.
@@ -51,19 +56,28 @@ class SegmentationEvaluator(TaskEvaluator):
         self.threshold, self.hd95, self.bce = threshold, hd95, bce
 
     def _figures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        images = ("Dice", "IoU", "empty_predictor", "Dice_positive", "IoU_positive")
-        pooled = ("Dice_pooled", "IoU_pooled")
+        overlap = ("Dice", "IoU", "empty_predictor", "Dice_positive", "IoU_positive")
+        pooled = ("Dice_pooled", _POOLED)
         boundary = ("HD95", "HD95_undefined") if self.hd95 else ()
-        return (*images, *pooled, *boundary, *(("BCE",) if self.bce else ())), ()
+        entropy = ("BCE",) if self.bce else ()
+        return (*overlap, *pooled, *boundary, *entropy), (MIOU, f"{MIOU}_with_background")
+
+    def metric_names(self) -> list[str]:
+        """Every metric that there may be."""
+        return [*super().metric_names(), f"{_POOLED}-{BACKGROUND}"]
 
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
-        """float64 (C, 5): pixels in both, predicted, true, HD95, BCE; NaN where not annotated."""
+        """float64 (C + 1, 5): pixels in both, predicted, true, HD95, BCE; NaN if not annotated.
+
+        The last is background, known where all classes are.
+        """
         references = record.get("masks", {})
         if not references:
             return None
         predicted = self._by_class(self._of_source(output, "masks"))
         height, width = int(given["height"]), int(given["width"])
-        row = np.full((len(self.classes), 5), np.nan)
+        row = np.full((len(self.classes) + 1, 5), np.nan)
+        said_any, true_any = np.zeros((2, height, width), dtype=bool)
         for c, name in enumerate(self.classes):
             if name not in references:
                 continue
@@ -79,6 +93,11 @@ class SegmentationEvaluator(TaskEvaluator):
                 row[c, 3] = hd95(mask, true)
             if self.bce:
                 row[c, 4] = _cross_entropy(predicted[c], true)
+            said_any |= mask
+            true_any |= true
+        if not np.isnan(row[:-1, 0]).any():
+            either = np.count_nonzero(said_any | true_any)
+            row[-1, :3] = height * width - np.array([either, said_any.sum(), true_any.sum()])
         return row
 
     def _lines(self, row: Any) -> Iterator[tuple]:
@@ -93,7 +112,7 @@ class SegmentationEvaluator(TaskEvaluator):
         per_class: dict[str, dict[str, float]] = {}
         left_out: dict[str, list[str]] = {}
         counts: dict[str, list[int]] = {}
-        table = np.stack(rows) if rows else np.full((0, len(self.classes), 5), np.nan)
+        table = np.stack(rows) if rows else np.full((0, len(self.classes) + 1, 5), np.nan)
         for c, name in enumerate(self.classes):
             known = table[~np.isnan(table[:, c, 0]), c]
             n_positive = int((known[:, 2] > 0).sum())
@@ -108,11 +127,22 @@ class SegmentationEvaluator(TaskEvaluator):
         metrics = {m: float(np.mean(list(values.values()))) for m, values in per_class.items()}
         for metric, values in per_class.items():
             metrics |= {f"{metric}-{name}": value for name, value in values.items()}
+        pooled = list(per_class.get(_POOLED, {}).values())
+        background = table[~np.isnan(table[:, -1, 0]), -1]
+        if pooled:
+            metrics[MIOU] = float(np.mean(pooled))
+        if pooled and len(background):
+            both, said, true = background[:, :3].sum(axis=0)
+            own = float(both / (said + true - both)) if said + true else 1.0
+            metrics[f"{_POOLED}-{BACKGROUND}"] = own
+            metrics[f"{MIOU}_with_background"] = float(np.mean([*pooled, own]))
         notes = {
             "images_with_and_without_truth": counts,
             "left_out": left_out,
             "threshold": self.threshold,
             "empty": _EMPTY,
+            "background": f"what no class covers; over the {len(background)} images that are "
+            "annotated for every class",
         }
         return metrics, notes
 
@@ -134,7 +164,7 @@ def _class_figures(known: np.ndarray, with_hd95: bool, with_bce: bool) -> dict[s
             "Dice_positive": float(dice[positive].mean()),
             "IoU_positive": float(iou[positive].mean()),
             "Dice_pooled": float(2 * both.sum() / (said.sum() + true.sum())),
-            "IoU_pooled": float(both.sum() / (said + true - both).sum()),
+            _POOLED: float(both.sum() / (said + true - both).sum()),
         }
         if with_hd95:
             measured = ~np.isnan(known[:, 3])

@@ -22,7 +22,9 @@ from .freeze import set_trainable
 
 _logger = logging.getLogger(__name__)
 
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 _DOWN, _UP = ".lora.down.weight", ".lora.up.weight"
+SEG_ADAPTERS = "seg_adapters"
 _SHARED = ("cls_encoder.*", "loc_encoder.*", "loc_decoder.*", "seg_decoder.*")
 
 
@@ -50,6 +52,8 @@ MODES: dict[str, Mode] = {
         ("heads.*", *_SHARED, "*.lora.*"), "lora", ("*.attn.qkv", "*.attn.proj", "*.mlp.fc?")
     ),
     "adapters": Mode(("heads.*", *_SHARED, "*.adapter.*"), "adapter", ("*.attn", "*.mlp")),
+    # Of DoLL: in whole maps instead of blocks, see seg_adapters.py; the decoder is locked too.
+    SEG_ADAPTERS: Mode(("heads.*", "cls_encoder.*", "loc_decoder.*", "*.map_adapter.*")),
 }
 
 
@@ -169,7 +173,19 @@ def trained_patterns(model: nn.Module, node: Any) -> tuple[str, ...]:
     patterns = [p for p in mode_of(node).trained if any(fnmatchcase(n, p) for n in names)]
     if node.MODE == "last_blocks":
         patterns += _last_blocks(model.get_submodule("trunk"), int(node.LAST_BLOCKS))
+    if node.MODE == SEG_ADAPTERS and node.NORMS:
+        patterns += [name for name in norm_parameters(model) if name not in patterns]
     return (*patterns, *node.ALSO)
+
+
+def norm_parameters(model: nn.Module) -> list[str]:
+    """Names of the scales and shifts of all norms: few values that move every channel."""
+    return [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if isinstance(module, NORMS)
+        for name, _ in module.named_parameters(recurse=False)
+    ]
 
 
 def _last_blocks(trunk: nn.Module, count: int) -> list[str]:

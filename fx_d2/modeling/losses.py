@@ -8,7 +8,8 @@ In several processes what is averaged over is that of the whole batch, see
 :mod:`fx_d2.modeling.whole_batch`.
 
 For labels, NaN in ``targets`` means not annotated. A negative target (an uncertain label that no
-policy resolved) is treated alike. For masks, ``known`` says which (image, channel) is annotated.
+policy resolved) is treated alike. For masks, ``known`` says which (image, channel) is annotated, or
+which pixel of it.
 """
 
 from __future__ import annotations
@@ -251,18 +252,22 @@ def soft_dice(
     *,
     over: DiceOver = "channel",
     smooth: float = 1.0,
+    present: bool = False,
 ) -> Tensor:
     """1 - soft Dice of sigmoid channels, (2 sum(pg) + s) / (sum(p) + sum(g) + s).
 
     Args:
         logits: ``(N, C, H, W)``.
         masks: ``(N, C, H, W)``, 0 to 1, bool or any number type.
-        known: ``(N, C)``, true where the image is annotated for the channel.
+        known: ``(N, C)``, true where the image is annotated for the channel, or ``(N, C, H, W)``,
+            true where the pixel is.
         over: what one sum runs over. "batch": all images, channels and pixels together, so that
             large structures dominate (Foundation X). "channel": all images and pixels of a
             channel, then the mean over the annotated channels (X+). "image": the pixels of one
             channel of one image, then the mean over the annotated ones.
         smooth: s above, positive. It makes the loss of an empty mask predicted empty 0.
+        present: whether what has no foreground in one sum is left out of the mean, and of the sum
+            of "batch".
 
     Returns:
         A float32 scalar.
@@ -271,9 +276,13 @@ def soft_dice(
         raise ValueError(f'soft Dice over {over!r}; it is "image", "channel" or "batch".')
     if smooth <= 0:
         raise ValueError(f"soft Dice with smooth {smooth}: an empty mask needs a positive one.")
-    x, g, known = _masks(logits, masks, known)
-    p = torch.sigmoid(x) * known[:, :, None, None]
+    x, g, pixels, known = _masks(logits, masks, known)
+    p = torch.sigmoid(x) * pixels
     both, total = (p * g).sum((2, 3)), p.sum((2, 3)) + g.sum((2, 3))
+    if present:
+        there = known & (g.sum((2, 3)) > 0)
+        known = there if over == "image" else known & whole_any(there.any(0))
+        both, total = both * known, total * known
     if over == "image":
         return _mean(1 - (2 * both + smooth) / (total + smooth), known)
     if over == "batch":
@@ -286,20 +295,30 @@ def soft_dice(
     return dice.masked_fill(~known, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def mask_bce(logits: Tensor, masks: Tensor, known: Tensor) -> Tensor:
+def mask_bce(
+    logits: Tensor, masks: Tensor, known: Tensor, *, background_weight: float = 1.0
+) -> Tensor:
     """Binary cross-entropy of sigmoid channels, averaged over the annotated pixels.
 
     Args:
         logits: ``(N, C, H, W)``.
         masks: ``(N, C, H, W)``.
-        known: ``(N, C)``, true where the image is annotated for the channel.
+        known: as in :func:`soft_dice`.
+        background_weight: of a pixel outside the mask, against 1 of one inside. The mean is over
+            weights: what is seldom seen gets more say, the loss does not get smaller.
 
     Returns:
         A float32 scalar.
     """
-    x, g, known = _masks(logits, masks, known)
+    if not 0 < background_weight < math.inf:
+        raise ValueError(f"mask loss with background_weight {background_weight}; it is above 0")
+    x, g, pixels, whole = _masks(logits, masks, known)
     loss = F.binary_cross_entropy_with_logits(x, g, reduction="none")
-    return _mean(loss.mean((2, 3)), known)
+    if known.dim() == 2 and background_weight == 1:
+        return _mean(loss.mean((2, 3)), whole)
+    weight = (g + background_weight * (1 - g)) * pixels
+    # Below one pixel there is nothing to average; that of a whole image is far above.
+    return (loss * weight).sum() / mean_count(weight.sum(), at_least=background_weight)
 
 
 def bce_dice(
@@ -311,10 +330,13 @@ def bce_dice(
     bce_weight: float = 1.0,
     dice_weight: float = 1.0,
     smooth: float = 1.0,
+    background_weight: float = 1.0,
+    present: bool = False,
 ) -> Tensor:
-    """``bce_weight`` x :func:`mask_bce` + ``dice_weight`` x :func:`soft_dice`; shapes as there."""
-    dice = soft_dice(logits, masks, known, over=over, smooth=smooth)
-    return bce_weight * mask_bce(logits, masks, known) + dice_weight * dice
+    """``bce_weight`` x :func:`mask_bce` + ``dice_weight`` x :func:`soft_dice`, see there."""
+    dice = soft_dice(logits, masks, known, over=over, smooth=smooth, present=present)
+    bce = mask_bce(logits, masks, known, background_weight=background_weight)
+    return bce_weight * bce + dice_weight * dice
 
 
 # By the name a config uses.
@@ -355,16 +377,25 @@ def _labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _masks(logits: Tensor, masks: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 logits and masks, both 0 where unknown, and known as bool."""
-    if logits.dim() != 4 or logits.shape != masks.shape or known.shape != logits.shape[:2]:
+def _masks(logits: Tensor, masks: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Float32 logits and masks, both 0 where unknown; which pixels are known, and which channels.
+
+    The pixels are (N, C, H, W), or (N, C, 1, 1) where whole channels are known.
+    """
+    per_pixel = known.dim() == 4
+    fits = known.shape == (logits.shape if per_pixel else logits.shape[:2])
+    if logits.dim() != 4 or logits.shape != masks.shape or not fits:
         raise ValueError(
             f"mask loss: logits {tuple(logits.shape)} and masks {tuple(masks.shape)} must both be "
-            f"(images, channels, height, width), known {tuple(known.shape)} (images, channels)."
+            f"(images, channels, height, width), known {tuple(known.shape)} (images, channels) or "
+            "the same."
         )
     known = known.bool()
-    unknown = ~known[:, :, None, None]
-    return logits.float().masked_fill(unknown, 0.0), masks.float().masked_fill(unknown, 0.0), known
+    pixels = known if per_pixel else known[:, :, None, None]
+    channels = known.flatten(2).any(2) if per_pixel else known
+    unknown = ~pixels
+    x, g = logits.float().masked_fill(unknown, 0.0), masks.float().masked_fill(unknown, 0.0)
+    return x, g, pixels, channels
 
 
 def _per_class(weight: Tensor, x: Tensor, name: str) -> Tensor:

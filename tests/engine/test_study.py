@@ -72,6 +72,10 @@ def jobs_of(tmp_path: Path, *, count: bool = False, **changes):
         ({"arms": {"a": {"then": {"t": {"images": ["most"]}}}}}, ("most", "whole number")),
         ({"arms": {"a": {"then": {"t": {}}}}}, ("no 'images'",)),
         (
+            {"arms": {"a": {"then": {"t": FEW_SHOT | {"score_at": ["soon"]}}}}},
+            ("a.then.t.score_at", "soon", "number"),
+        ),
+        (
             {"arms": {"a": {"each_head": True, "then": {"t": {"images": [3]}}}}},
             ("no single weights",),
         ),

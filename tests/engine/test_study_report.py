@@ -200,3 +200,24 @@ def test_nothing_done_is_a_report_too(study: Study, tmp_path: Path):
     report = gather(study, plan(study, tmp_path, count=False))
     text = markdown(report, {})
     assert not report.rows and "- locked seed 1: to do" in text
+
+
+def test_scores_on_the_way_and_trained_shares_have_lines_of_their_own(study: Study, tmp_path: Path):
+    jobs = done(study, tmp_path)
+    for seed, job in enumerate((j for j in jobs if j.name.startswith("scratch seed")), 1):
+        figures = {
+            "montgomery/seg/Dice_positive": 0.6,
+            "montgomery/seg/Dice_positive@25%": 0.1 * seed,
+            "montgomery/seg/IoU@25%": 0.9,  # not the main metric
+            "trained_share": 0.0312,
+        }
+        body = {"runs": [{"images": 3, "draw": 1, "figures": figures}]}
+        (job.folder / "few_shot.json").write_text(json.dumps(body))
+    report = gather(study, jobs)
+    few = {r.figure: r for r in report.rows if r.kind == "few-shot"}
+    assert few["montgomery/seg/Dice_positive@25%"].values == pytest.approx((0.1, 0.2))
+    assert few["trained_share"].values == (0.0312, 0.0312) and "IoU" not in str(set(few))
+    lines = [line for line in markdown(report, {}).splitlines() if "| 3 " in line]
+    cells = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines}
+    assert cells["montgomery/seg/Dice_positive@25%"] == "0.150 ± 0.071"
+    assert cells["trained share"] == "3.12 %"

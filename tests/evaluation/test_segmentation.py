@@ -196,3 +196,46 @@ def test_cross_entropy_is_that_of_torch():
     assert "BCE" not in _evaluate(truths, truths)[KEY]
     with pytest.raises(ValueError, match="SOFT_MASKS"):
         _evaluate(truths, truths, bce=True)
+
+
+def test_miou_by_hand() -> None:
+    lung, heart = box_mask([0, 0, 20, 20]), box_mask([10, 10, 30, 30])  # 400 each, 100 shared
+    half, small = box_mask([0, 0, 20, 10]), box_mask([0, 0, 10, 10])
+    truths = [{"Lung": lung, "Heart": heart}, {"Lung": small}]
+    said = [{"Lung": half, "Heart": heart}, {"Lung": small, "Heart": heart}]
+    results = _evaluate(truths, said)
+    figures = results[KEY]
+    # Pooled over the split: (200 + 100) / (400 + 100), where the mean over images is 0.75.
+    assert figures["IoU_pooled-Lung"] == pytest.approx(0.6)
+    assert figures["IoU-Lung"] == 0.75
+    assert figures["IoU_pooled-Heart"] == 1
+    assert figures["mIoU"] == pytest.approx((0.6 + 1) / 2) == figures["IoU_pooled"]
+    # Background of the first image alone: in the second the heart is not annotated. Of 4800 pixels
+    # 700 belong to a structure, and of these 600 are said: half and heart do not overlap.
+    assert figures["IoU_pooled-background"] == pytest.approx((4800 - 700) / (4800 - 600))
+    wanted = (0.6 + 1 + 4100 / 4200) / 3
+    assert figures["mIoU_with_background"] == pytest.approx(wanted)
+    assert "the 1 images" in results.notes[KEY]["background"]
+    # Channels are not a partition: a pixel of two classes is background of neither.
+    perfect = _evaluate(truths[:1], truths[:1])[KEY]
+    assert perfect["mIoU"] == perfect["mIoU_with_background"] == 1
+
+
+def test_without_a_class_that_has_truth_there_is_no_miou() -> None:
+    figures = _evaluate([{"Lung": EMPTY, "Heart": EMPTY}], [{"Lung": EMPTY, "Heart": EMPTY}])[KEY]
+    assert not [name for name in figures if "mIoU" in name or "background" in name]
+    known_in_part = _evaluate([{"Lung": ~EMPTY}], [{"Lung": ~EMPTY, "Heart": EMPTY}])[KEY]
+    assert known_in_part["mIoU"] == 1 and "mIoU_with_background" not in known_in_part
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_iou_of_an_image_follows_from_its_dice(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, said = (rng.random(SIZE) < rng.choice([0.0, 0.02, 0.5]) for _ in range(2))
+    results = _evaluate([{"Lung": truth}], [{"Lung": said, "Heart": EMPTY}])
+    figures = results[KEY]
+    dice = figures["Dice"]
+    assert figures["IoU"] == pytest.approx(dice / (2 - dice))
+    if truth.any():  # of one image pooled is not pooled
+        assert figures["mIoU"] == pytest.approx(dice / (2 - dice))

@@ -406,3 +406,85 @@ def test_wrong_shapes_and_arguments_are_named():
         asymmetric(x, x, gamma_negative=0.5)
     with pytest.raises(ValueError, match="-1"):
         focal(x, x, gamma=-1)
+
+
+def by_pixel(known: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return known[:, :, None, None].expand_as(like).clone()
+
+
+@pytest.mark.parametrize("over", ["image", "channel", "batch"])
+def test_known_by_pixel_generalises_known_by_channel(masks, over):
+    logits, truth, known = masks
+    pixels = by_pixel(known, logits)
+    assert torch.equal(soft_dice(logits, truth, pixels, over=over), soft_dice(*masks, over=over))
+    torch.testing.assert_close(mask_bce(logits, truth, pixels), mask_bce(*masks))
+
+
+def test_the_weighted_mean_over_known_pixels_by_hand(masks):
+    logits, truth, known = masks
+    pixels = by_pixel(known, logits) & (torch.arange(5) != 2)  # a column is ignored
+    x, g = logits[pixels].double().numpy(), truth[pixels].double().numpy()
+    loss = np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0) - x * g
+    weight = np.where(g == 1, 1.0, 0.1)
+    found = mask_bce(logits, truth, pixels, background_weight=0.1)
+    assert found.item() == pytest.approx((loss * weight).sum() / weight.sum(), rel=1e-5)
+    # By channel, the same weights over all pixels of what is annotated.
+    found = mask_bce(logits, truth, known, background_weight=0.1)
+    whole = mask_bce(logits, truth, by_pixel(known, logits), background_weight=0.1)
+    torch.testing.assert_close(found, whole)
+    # Dice of the remaining pixels.
+    p = 1 / (1 + np.exp(-x))
+    wanted = 1 - (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)
+    assert soft_dice(logits, truth, pixels, over="batch").item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", MASK_LOSSES)
+@pytest.mark.parametrize("background_weight", [1.0, 0.1])
+def test_an_ignored_pixel_has_no_say(masks, name, background_weight):
+    logits, truth, known = masks
+    pixels = by_pixel(known, logits)
+    pixels[:, :, :2] = False
+    options = {} if name == "dice" else {"background_weight": background_weight}
+    given = logits.clone().requires_grad_()
+    loss = MASK_LOSSES[name](given, truth, pixels, **options)
+    loss.backward()
+    assert not given.grad[~pixels].any() and given.grad[pixels].any()
+    wild = torch.where(pixels, logits, torch.tensor(float("nan")))
+    other = torch.where(pixels, truth, ~truth)
+    assert torch.equal(MASK_LOSSES[name](wild, other, pixels, **options), loss)
+    # Nothing known at all: no loss, but one to go back from.
+    none = MASK_LOSSES[name](given, truth, torch.zeros_like(pixels), **options)
+    none.backward()
+    assert none == 0 and torch.isfinite(given.grad).all()
+
+
+def test_dice_of_what_is_there(masks):
+    logits, truth, known = masks
+    truth = truth.clone()
+    # Annotated twice, never there; channel 1 is empty where it is annotated, 0 in one image.
+    truth[:, 2] = truth[1, 0] = False
+    ours = soft_dice(logits, truth, known, present=True)
+    there = soft_dice(logits[:, :1], truth[:, :1], known[:, :1])
+    torch.testing.assert_close(ours, there)
+    assert ours != soft_dice(logits, truth, known)
+    over_all = soft_dice(logits, truth, known, over="batch", present=True)
+    torch.testing.assert_close(
+        over_all, soft_dice(logits[:, :1], truth[:, :1], known[:, :1], over="batch")
+    )
+    # Per image: channel 0 of image 0 alone is there.
+    known_there = torch.zeros_like(known)
+    known_there[0, 0] = True
+    torch.testing.assert_close(
+        soft_dice(logits, truth, known, over="image", present=True),
+        soft_dice(logits, truth, known_there, over="image"),
+    )
+    given = logits.clone().requires_grad_()
+    nothing = soft_dice(given, torch.zeros_like(truth), known, present=True)
+    nothing.backward()
+    assert nothing == 0 and not given.grad.any()
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_wrong_background_weight_is_refused(masks, weight):
+    with pytest.raises(ValueError, match="background_weight"):
+        mask_bce(*masks, background_weight=weight)

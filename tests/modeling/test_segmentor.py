@@ -19,7 +19,7 @@ from fx_d2.engine.ensemble import load_trained
 from fx_d2.engine.setup import load_config
 from fx_d2.modeling.backbone.smp_encoder import ZOO, SmpEncoder
 from fx_d2.modeling.freeze import set_trainable
-from fx_d2.modeling.heads.upernet import SMP_DECODERS
+from fx_d2.modeling.heads.smp_decoder import SMP_DECODERS
 from fx_d2.modeling.meta_arch import Segmentor
 
 LUNGS = Path(__file__).parents[2] / "configs/hybrid/lungs.yaml"

@@ -81,3 +81,43 @@ def test_losses_are_the_ones_asked_for():
         MultiSourceSegHead(specs=SPECS, in_dim=8, loss="jaccard")
     with pytest.raises(ValueError, match=r"SEG.DICE_OVER is 'pixel'; allowed: image, channel"):
         MultiSourceSegHead(specs=SPECS, in_dim=8, dice_over="pixel")
+
+
+def test_the_loss_of_the_pre_training():
+    """Background at 0.1, half a Dice of what is there, pixels that are ignored."""
+    logits, masks = torch.randn(2, 2, 4, 4), torch.randint(0, 2, (2, 2, 4, 4))
+    masks[:, 1] = 0
+    known = torch.rand(2, 2, 4, 4) < 0.7
+    given = {"background_weight": 0.1, "dice_weight": 0.5, "dice_present": True}
+    found = MultiSourceSegHead(specs=SPECS, in_dim=8, **given).losses(logits, masks, known)
+    assert found["loss_seg_bce"] == mask_bce(logits, masks, known, background_weight=0.1)
+    assert found["loss_seg_dice"] == 0.5 * soft_dice(logits, masks, known, present=True)
+    with pytest.raises(ValueError, match=r"SEG.BACKGROUND_WEIGHT is 0; allowed: above 0"):
+        MultiSourceSegHead(specs=SPECS, in_dim=8, background_weight=0)
+    with pytest.raises(ValueError, match=r"SEG.DICE_WEIGHT is -1; allowed: 0 or more"):
+        MultiSourceSegHead(specs=SPECS, in_dim=8, dice_weight=-1)
+
+
+def test_a_batch_of_items_that_say_it_by_pixel_and_by_channel(tiny_model, item):
+    """Two sizes: what is padding is not annotated where pixels are."""
+    model = tiny_model("chestx_det", MODEL__FX__SEG__BACKGROUND_WEIGHT=0.1).train()
+    large, small = item("chestx_det", "seg", side=64), item("chestx_det", "seg", 1, side=48)
+    by_channel = model([large, small])
+    count = len(large["sem_known"])
+    small["sem_known"] = torch.ones(count, 48, 48, dtype=torch.bool)
+    seen = []
+    head = model.heads["seg"]
+    losses = head.losses
+    head.losses = lambda logits, masks, known: seen.append(known) or losses(logits, masks, known)
+    mixed = model([large, small])
+    (known,) = seen
+    assert known.shape == (2, count, 64, 64) and known.dtype == torch.bool
+    assert known[0].all() and known[1, :, :48, :48].all() and known[1].sum() == count * 48 * 48
+    assert mixed["loss_seg_bce"] != by_channel["loss_seg_bce"]
+    # All of a channel known by pixel is the same as by channel.
+    del head.losses
+    both = [large, item("chestx_det", "seg", 1)]
+    first = model(both)
+    both[1]["sem_known"] = torch.ones(count, 64, 64, dtype=torch.bool)
+    for name, value in model(both).items():
+        torch.testing.assert_close(value, first[name])

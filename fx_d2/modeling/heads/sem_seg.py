@@ -47,7 +47,7 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, bins: Sequence[int], norm: str) -> None:
         super().__init__()
-        self.bins = tuple(bins)
+        self.bins, self.out_channels = tuple(bins), dim
         self.reduce = nn.ModuleList(_block(in_dim, dim, 1, norm) for _ in self.bins)
         self.fuse = _block(in_dim + dim * len(self.bins), dim, 3, norm)
 
@@ -62,6 +62,7 @@ class PyramidPooling(nn.Module):
 class MaskDecoder(nn.Module):
     """A decoder of ``MODEL.FX.SEG``: stages of the trunk to one map, which all sources share."""
 
+    ends_with_pooling = False  # then what follows the pooling is what follows the decoder
     _shape: ShapeSpec
 
     @classmethod
@@ -143,6 +144,9 @@ class MultiSourceSegHead(nn.Module):
         in_dim: int,
         loss: str = "bce_dice",
         dice_over: DiceOver = "channel",
+        dice_weight: float = 1.0,
+        dice_present: bool = False,
+        background_weight: float = 1.0,
     ) -> None:
         """Build the heads.
 
@@ -151,6 +155,9 @@ class MultiSourceSegHead(nn.Module):
             in_dim: channels of the decoded map.
             loss: a key of ``MASK_LOSSES``.
             dice_over: what one Dice runs over, see :func:`fx_d2.modeling.losses.soft_dice`.
+            dice_weight: of the Dice beside a cross-entropy of 1.
+            dice_present: whether Dice leaves out channels without foreground, see there.
+            background_weight: in the cross-entropy, of a pixel outside the mask.
         """
         super().__init__()
         if loss not in MASK_LOSSES:
@@ -160,7 +167,14 @@ class MultiSourceSegHead(nn.Module):
                 f"MODEL.FX.SEG.DICE_OVER is {dice_over!r}; allowed: {', '.join(get_args(DiceOver))}"
             )
         self.specs = {spec.source: spec for spec in specs}
-        self.loss, self.dice_over = loss, dice_over
+        if not 0 < background_weight < math.inf:
+            raise ValueError(
+                f"MODEL.FX.SEG.BACKGROUND_WEIGHT is {background_weight}; allowed: above 0"
+            )
+        if not 0 <= dice_weight < math.inf:
+            raise ValueError(f"MODEL.FX.SEG.DICE_WEIGHT is {dice_weight}; allowed: 0 or more")
+        self.loss, self.dice_over, self.dice_weight = loss, dice_over, dice_weight
+        self.dice_present, self.background_weight = dice_present, background_weight
         for spec in specs:
             predictor = nn.Conv2d(in_dim, len(spec.classes), 3, padding=1)
             nn.init.trunc_normal_(predictor.weight, std=0.01)
@@ -177,6 +191,9 @@ class MultiSourceSegHead(nn.Module):
             "in_dim": shape.channels,
             "loss": cfg.MODEL.FX.SEG.LOSS,
             "dice_over": cfg.MODEL.FX.SEG.DICE_OVER,
+            "dice_weight": cfg.MODEL.FX.SEG.DICE_WEIGHT,
+            "dice_present": cfg.MODEL.FX.SEG.DICE_PRESENT,
+            "background_weight": cfg.MODEL.FX.SEG.BACKGROUND_WEIGHT,
         }
 
     def forward(self, decoded: Tensor, source: str, size: Sequence[int]) -> Tensor:
@@ -189,11 +206,13 @@ class MultiSourceSegHead(nn.Module):
         Args:
             logits: (N, C, H, W).
             masks: (N, C, H, W) of 0 and 1.
-            known: bool (N, C), which of them are annotated.
+            known: bool (N, C), which of them are annotated, or (N, C, H, W), which pixels are.
         """
         found = {}
         if "bce" in self.loss:
-            found["loss_seg_bce"] = mask_bce(logits, masks, known)
+            weight = self.background_weight
+            found["loss_seg_bce"] = mask_bce(logits, masks, known, background_weight=weight)
         if "dice" in self.loss:
-            found["loss_seg_dice"] = soft_dice(logits, masks, known, over=self.dice_over)
+            dice = soft_dice(logits, masks, known, over=self.dice_over, present=self.dice_present)
+            found["loss_seg_dice"] = self.dice_weight * dice
         return found

@@ -115,3 +115,10 @@ class FPNDecoder(SmpDecoder):
             segmentation_channels=dim,
             dropout=dropout,
         )
+
+
+SMP_DECODERS: dict[str, type[SmpDecoder]] = {
+    "unet": UNetDecoder,
+    "linknet": LinkNetDecoder,
+    "fpn": FPNDecoder,
+}

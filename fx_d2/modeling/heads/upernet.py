@@ -9,14 +9,12 @@ turned into weights of the other, so both exist.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from detectron2.layers import ShapeSpec
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from .sem_seg import MaskDecoder, SegDecoder, _block
-from .smp_decoder import FPNDecoder, LinkNetDecoder, SmpDecoder, UNetDecoder
+from .sem_seg import MaskDecoder, _block
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -36,7 +34,7 @@ class WidePooling(nn.Module):
     def __init__(self, dim: int, bins: Sequence[int], norm: str, dropout: float) -> None:
         super().__init__()
         part = dim // len(bins)
-        self.bins = tuple(bins)
+        self.bins, self.out_channels = tuple(bins), dim
         self.reduce = nn.ModuleList(_block(dim, part, 1, norm) for _ in self.bins)
         self.fuse = _block(dim + part * len(self.bins), dim, 3, norm)
         self.dropout = nn.Dropout2d(dropout)
@@ -94,23 +92,3 @@ class UPerNetDecoder(MaskDecoder):
         smoothed = [self.smooth(fine + _resize(low, fine.shape[-2:])) for fine, low in pairs]
         size = levels[0].shape[-2:]
         return self.fuse(cat([_resize(level, size) for level in (*smoothed, levels[-1])], dim=1))
-
-
-SMP_DECODERS: dict[str, type[SmpDecoder]] = {
-    "unet": UNetDecoder,
-    "linknet": LinkNetDecoder,
-    "fpn": FPNDecoder,
-}
-_DECODERS: dict[str, type[MaskDecoder]] = {
-    "pyramid": SegDecoder,
-    "upernet": UPerNetDecoder,
-    **SMP_DECODERS,
-}
-
-
-def build_seg_decoder(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
-    """The decoder named by ``MODEL.FX.SEG.DECODER``."""
-    name = cfg.MODEL.FX.SEG.DECODER
-    if name not in _DECODERS:
-        raise ValueError(f"MODEL.FX.SEG.DECODER is {name!r}; allowed: {', '.join(_DECODERS)}")
-    return _DECODERS[name].from_config(cfg, input_shape)

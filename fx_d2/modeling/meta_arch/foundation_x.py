@@ -22,9 +22,10 @@ from ..adapters import add_branches
 from ..heads.classifier import build_classifier, build_classifier_encoder
 from ..heads.roi import LocEncoder
 from ..heads.sampling import SeedPerImage
+from ..heads.seg_decoders import build_seg_decoder
 from ..heads.spec import HeadSpec, head_specs, select_heads
-from ..heads.upernet import build_seg_decoder
 from ..postprocess import original_instances, original_masks
+from ..seg_adapters import add_seg_adapters
 
 Batch = list[dict[str, Any]]
 Asked = Iterable[str | tuple[str, str]]
@@ -112,6 +113,8 @@ class FoundationX(nn.Module):
         if "seg" in tasks:
             parts["seg_decoder"] = build_seg_decoder(cfg, shapes)
             heads["seg"] = build_sem_seg_head(cfg, parts["seg_decoder"].output_shape())
+        read = cfg.MODEL.FX.SEG.IN_FEATURES if tasks == {"seg"} else None
+        add_seg_adapters(trunk, parts.get("seg_decoder"), cfg.MODEL.FX.TUNE, read)
         return {
             "specs": specs,
             "trunk": trunk,
@@ -149,8 +152,9 @@ class FoundationX(nn.Module):
                 same in the whole batch, and of the task: ``labels`` (C,), NaN unknown; or
                 ``instances``, absent where boxes are not annotated, and ``draw_seed``, which its
                 regions are sampled from (without it torch's state decides); or ``sem_masks``
-                (C, H, W) and ``sem_known`` (C,). In evaluation ``height`` and ``width`` of the
-                original and ``content_size``, all three defaulting to the image's own size.
+                (C, H, W) and ``sem_known`` (C,), or (C, H, W) by pixel. In evaluation ``height``
+                and ``width`` of the original and ``content_size``, all three defaulting to the
+                image's own size.
             heads: in evaluation, see :meth:`inference`.
 
         Returns:
@@ -274,10 +278,24 @@ class FoundationX(nn.Module):
         masks = ImageList.from_tensors(
             [item["sem_masks"].to(self.device) for item in batch], self.trunk.size_divisibility
         ).tensor
-        known = torch.stack([item["sem_known"] for item in batch]).to(self.device)
+        known = self._known(batch, masks)
         decoded = self.seg_decoder(features)
         logits = self.heads["seg"](decoded, spec.source, masks.shape[-2:])
         return self.heads["seg"].losses(logits, masks, known), {"decoded": decoded}
+
+    def _known(self, batch: Batch, masks: Tensor) -> Tensor:
+        """Which channels are annotated, bool (N, C); (N, C, H, W) where an item says it by pixel.
+
+        By pixel, the padding is not annotated; by channel it is background.
+        """
+        found = [item["sem_known"].to(self.device) for item in batch]
+        if all(known.dim() == 1 for known in found):
+            return torch.stack(found)
+        by_pixel = torch.zeros(masks.shape, dtype=torch.bool, device=self.device)
+        for target, item, known in zip(by_pixel, batch, found, strict=True):
+            height, width = item["sem_masks"].shape[-2:]
+            target[:, :height, :width] = known if known.dim() == 3 else known[:, None, None]
+        return by_pixel
 
     @property
     def answerer(self) -> FoundationX:

@@ -7,8 +7,8 @@ from typing import Any
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from ..backbone.smp_encoder import build_smp_encoder
+from ..heads.smp_decoder import SMP_DECODERS
 from ..heads.spec import head_specs
-from ..heads.upernet import SMP_DECODERS
 from .foundation_x import FoundationX
 
 
