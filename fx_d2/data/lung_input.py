@@ -87,8 +87,8 @@ class LungCrop:
         side = (x1 - x0, y1 - y0)
         shrinks = values.shape[0] > side[1] and values.shape[1] > side[0]
         how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        values = np.ascontiguousarray(values, dtype=np.float32)
-        result[y0:y1, x0:x1] = cv2.resize(values, side, interpolation=how)
+        content = np.ascontiguousarray(values).astype(np.float32)
+        result[y0:y1, x0:x1] = cv2.resize(content, side, interpolation=how)
         return result
 
 

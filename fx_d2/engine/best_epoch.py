@@ -85,7 +85,7 @@ def probe(
             f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}; the probe starts from each epoch in turn, "
             "leave it empty"
         )
-    found = {}
+    found: dict[int, Mapping[Run, Mapping[str, float]]] = {}
     for number, file in epochs.items():
         own = cfg.clone()
         own.defrost()

@@ -26,7 +26,8 @@ DECODERS = {
 
 
 def options(decoder: str, **more):
-    wide = {"MODEL__FX__SEG__CHANNELS": 32, "MODEL__FX__SEG__DECODER": decoder}
+    width = 32 if decoder == "fpn" else 24  # whose norms have 32 groups
+    wide = {"MODEL__FX__SEG__CHANNELS": width, "MODEL__FX__SEG__DECODER": decoder}
     return {**wide, **MODE, **more}
 
 

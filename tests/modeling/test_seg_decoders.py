@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from fx_d2.modeling.heads.seg_decoders import SEG_DECODERS, PSPNetDecoder
 
 SHAPES = {f"res{i}": ShapeSpec(channels=4 * 2**i, stride=2**i) for i in range(2, 6)}
+WIDTHS = {"fpn": 32}  # its norms have 32 groups
 OPTIONS = {"bins": (1, 2), "norm": "GN", "dropout": 0.0}
 
 
@@ -26,11 +27,12 @@ def features(side: int = 64) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["pyramid", "upernet", "pspnet", "fpn"])
 @pytest.mark.parametrize("side", [32, 96])
 def test_one_map_at_the_finest_stage(tiny_cfg, name, side):
-    cfg = tiny_cfg("siim_acr", MODEL__FX__SEG__DECODER=name, MODEL__FX__SEG__CHANNELS=32)
+    width = WIDTHS.get(name, 16)
+    cfg = tiny_cfg("siim_acr", MODEL__FX__SEG__DECODER=name, MODEL__FX__SEG__CHANNELS=width)
     decoder = SEG_DECODERS[name].from_config(cfg, SHAPES).train()
     decoded = decoder(features(side))
-    assert decoded.shape == (2, 32, side // 4, side // 4)
-    assert decoder.output_shape()["decoded"] == ShapeSpec(channels=32, stride=4)
+    assert decoded.shape == (2, width, side // 4, side // 4)
+    assert decoder.output_shape()["decoded"] == ShapeSpec(channels=width, stride=4)
     assert torch.isfinite(decoded).all() and decoded.std() > 0
 
 
