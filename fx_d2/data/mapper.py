@@ -326,7 +326,7 @@ class FxMapper:
         masks: np.ndarray,
         known: np.ndarray,
     ) -> np.ndarray:
-        """bool (C, H, W): the annotated pixels of the masks that were made.
+        """Bool (C, H, W): the annotated pixels of the masks that were made.
 
         What is not background in the original, foreground or ignored, is resized as one mask. Two
         masks resized by themselves would leave a background neither of them had between them.

@@ -128,9 +128,7 @@ def channel_states(labels: Any, classes: Sequence[str], rules: LabelRules) -> li
     healthy = any(values.get(name) == 1 for name in rules.no_finding)
     found = []
     for name, value in values.items():
-        if name in rules.no_finding:
-            found.append(NEGATIVE)
-        elif value == 0:
+        if name in rules.no_finding or value == 0:
             found.append(NEGATIVE)
         elif math.isnan(value):
             found.append(NEGATIVE if healthy and name not in rules.beside_no_finding else UNKNOWN)

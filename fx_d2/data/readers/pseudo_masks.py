@@ -78,7 +78,8 @@ def read_shard(path: Path, classes: tuple[str, ...], fingerprint: str) -> dict[s
         ) from exc  # fmt: skip
     if info.get("fingerprint") != fingerprint or found != list(classes):
         raise DataError(
-            f"shard of another committee or of other settings ({str(info.get('fingerprint'))[:12]})",
+            f"shard of another committee or of other settings "
+            f"({str(info.get('fingerprint'))[:12]})",
             file=path,
             expected=f"fingerprint {fingerprint[:12]}, as its folder states",
             fix="keep shards in the folder they were made in; delete this one and call "
