@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,12 @@ class DollSettings:
 
     def deciding(self) -> dict[str, Any]:
         """Plain values of all that decides the bytes of the shards, but data and committee."""
-        ig = replace(self.ig, seed=self.seed)
+        ig = asdict(self.ig)
+        del ig["seed"]  # that of the run is used
         return {
             "explainer": self.explainer,
             "beside": list(self.beside),
-            "ig": asdict(ig) if self._walks() else None,
+            "ig": ig if self._walks() else None,
             "consensus": asdict(self.consensus),
             "class_weights": {k: list(map(float, v)) for k, v in self.class_weights.items()},
             "labels": self.labels.to_dict(),

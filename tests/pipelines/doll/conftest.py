@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the module beside that is no test
+from fx_d2.data import builtin, catalog
+from fx_d2.data.sources import SOURCES
 
-import doll_world  # noqa: E402
-from fx_d2.data import builtin, catalog  # noqa: E402
-from fx_d2.data.sources import SOURCES  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))  # for the module beside that is no test
 
 
 @pytest.fixture
@@ -32,6 +31,8 @@ def forget() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def doll_images(tmp_path_factory) -> Path:
+    import doll_world
+
     root = tmp_path_factory.mktemp("doll")
     doll_world.write(root / "doll_toy", 22)
     return root
@@ -40,6 +41,8 @@ def doll_images(tmp_path_factory) -> Path:
 @pytest.fixture
 def toy(doll_images: Path, forget, monkeypatch) -> partial:
     """The registered source ``doll_toy``; what makes its committee of three."""
+    import doll_world
+
     monkeypatch.setenv("DETECTRON2_DATASETS", str(doll_images))
     builtin.register_source(doll_world.SOURCE)
     return partial(doll_world.committee, 3)

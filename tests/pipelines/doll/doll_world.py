@@ -145,7 +145,7 @@ class FakeCommittee:
         found = image.astype(np.float32).copy()
         found[:, SIDE // 2 :] *= name != "Left"
         found[:, : SIDE // 2] *= name != "Right"
-        found[2 + 12 * member : 4 + 12 * member, 15:25] = self.wrong
+        found[2 + 12 * member, 15:25] = self.wrong  # less than the clipped percent
         return cv2.resize(found, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
