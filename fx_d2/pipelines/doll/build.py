@@ -27,7 +27,7 @@ from fx_d2.data.splits import patients_between
 from .explained import weights_of
 from .report import Report, gather
 from .settings import DollSettings
-from .shards import Job, read_measures, shard_is_done, shared_committee, write_shard
+from .shards import Job, read_measures, shard_is_done, share_committee, write_shard
 
 if TYPE_CHECKING:
     from fx_d2.pipelines.committee import Committee
@@ -101,7 +101,13 @@ def plan(
         "images": _digest(records),
         "classes": list(classes),
         "committee": [
-            {"name": member.name, "sha256": member.checksum, "weights": weights.tolist()}
+            {
+                "name": member.name,
+                "sha256": member.checksum,
+                "head": member.spec.source,
+                "layer": member.layer,
+                "weights": weights.tolist(),
+            }
             for member, weights in zip(
                 committee.members, weights_of(committee, settings), strict=True
             )
@@ -112,6 +118,7 @@ def plan(
         folder, source, source_root(source.key), classes, settings, make_committee,
         provenance, on_error,
     )  # fmt: skip
+    share_committee(job, committee)
     return Plan(job, records, unlabelled)
 
 
@@ -139,8 +146,6 @@ def build(plan: Plan, *, workers: int = 1, progress: bool = True) -> Report:
     job = plan.job
     check_same(job.folder, BEGUN_NAME, job.provenance, what="are pseudo-masks")
     parts = plan.parts()
-    if workers == 1:
-        shared_committee(job)
     run_parts(
         parts, partial(write_shard, job), partial(shard_is_done, job), workers=workers,
         what="explaining", progress=progress,

@@ -160,7 +160,7 @@ class _OfClass:
         self.positive = 0
         self.truth: list[int] = []
         self.scores: list[list[float]] = []  # of the mean, then of the members
-        self.kept: list[Mapping[str, Any]] = []
+        self.kept: list[tuple[float, float, float | None]] = []  # a mask may be one of a million
         self.measured: list[Mapping[str, Any]] = []
 
     def add(self, row: Mapping[str, Any], k: int, name: str) -> None:
@@ -174,7 +174,8 @@ class _OfClass:
         if found is None:
             return
         if state == KEPT:
-            self.kept.append(found)
+            errors = found["completeness"]
+            self.kept.append((found["area"], found["ignored"], max(errors) if errors else None))
         # Also where no pixel was sure enough: a map was made and points somewhere.
         if "pointing" in found:
             self.measured.append(found)
@@ -183,14 +184,14 @@ class _OfClass:
         names = [CONSENSUS, *members]
         scores = np.asarray(self.scores, dtype=np.float64).reshape(-1, len(names))
         truth = np.asarray(self.truth, dtype=bool)
-        errors = [max(found["completeness"]) for found in self.kept if found["completeness"]]
+        errors = [error for _, _, error in self.kept if error is not None]
         return {
             "states": {state: self.states[state] for state in STATES},
             "positive": self.positive,
             "masks": self.states[KEPT],
             "share_kept": self.states[KEPT] / self.positive if self.positive else None,
-            "area": _mean([found["area"] for found in self.kept]),
-            "ignored": _mean([found["ignored"] for found in self.kept]),
+            "area": _mean([area for area, _, _ in self.kept]),
+            "ignored": _mean([ignored for _, ignored, _ in self.kept]),
             "completeness": {
                 "mean": _mean(errors),
                 "worst": max(errors, default=None),

@@ -72,12 +72,16 @@ _shared: dict[str, Committee] = {}
 
 
 def shared_committee(job: Job) -> Committee:
-    """The committee of a job, checked against what the job expects of it."""
-    key = job.fingerprint
-    if key not in _shared:
-        _shared.clear()
-        _shared[key] = job.committee()
-    return _shared[key]
+    """The committee of a job, made where this process has none yet."""
+    if job.fingerprint not in _shared:
+        share_committee(job, job.committee())
+    return _shared[job.fingerprint]
+
+
+def share_committee(job: Job, committee: Committee) -> None:
+    """Let this process use a committee that is there already."""
+    _shared.clear()
+    _shared[job.fingerprint] = committee
 
 
 def measures_path(folder: Path, number: int) -> Path:

@@ -91,6 +91,9 @@ def write(root: Path, count: int) -> None:
     (root / "truth.json").write_text(json.dumps(rows))
 
 
+SOURCE_AS_SPEC = SimpleNamespace(source=SOURCE.key)
+
+
 class FakeCommittee:
     """As :class:`fx_d2.pipelines.committee.Committee`, without networks.
 
@@ -101,7 +104,8 @@ class FakeCommittee:
     def __init__(self, count: int, classes: Sequence[str] = CLASSES, wrong: float = 3.0) -> None:
         self.classes, self.wrong = tuple(classes), wrong
         self.members = tuple(
-            SimpleNamespace(name=f"m{i}", checksum=f"{i:064x}") for i in range(count)
+            SimpleNamespace(name=f"m{i}", checksum=f"{i:064x}", spec=SOURCE_AS_SPEC, layer="none")
+            for i in range(count)
         )
         self.weights = np.ones((count, len(self.classes)))
 
