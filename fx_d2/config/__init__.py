@@ -11,6 +11,7 @@ from detectron2.config import CfgNode as CN
 from .data import add_data
 from .lesion_mix import add_lesion_mix
 from .model import add_model
+from .pseudo_masks import add_pseudo_masks
 from .training import add_training
 
 __all__ = ["add_fx_config"]
@@ -20,5 +21,6 @@ def add_fx_config(cfg: CN) -> None:
     """Add the keys of fx_d2 to a Detectron2 config, in place."""
     add_data(cfg)
     add_lesion_mix(cfg)
+    add_pseudo_masks(cfg)
     add_model(cfg)
     add_training(cfg)

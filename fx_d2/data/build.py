@@ -17,6 +17,7 @@ from . import builtin
 from .errors import DataError
 from .lesion_mix.written import register_written
 from .mapper import FxMapper, seed_of
+from .pseudo_masks import register_pseudo_masks
 from .record import PackedRecords
 from .samplers import JointSchedule, class_aware_weights, presence, repeat_factors
 from .source import TASKS, Source
@@ -44,6 +45,7 @@ def configure_reading(cfg: Any) -> None:
         options=options,
     )
     register_written(cfg.DATASETS.LESION_MIX)
+    register_pseudo_masks(cfg.DATASETS.PSEUDO_MASKS)
 
 
 def source_of(dataset_name: str) -> Source:

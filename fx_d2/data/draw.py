@@ -139,7 +139,7 @@ def scene_of_sample(sample: dict[str, Any], source: Source) -> Scene:
         masks = np.asarray(sample["sem_masks"]).astype(bool)
         known = np.asarray(sample["sem_known"])
         pairs = zip(source.seg_classes, masks, strict=True)
-        scene.masks = {name: mask for (name, mask), k in zip(pairs, known, strict=True) if k}
+        scene.masks = {name: mask for (name, mask), k in zip(pairs, known, strict=True) if k.any()}
         if not known.any():
             scene.notes.append("masks: not annotated")
     return scene

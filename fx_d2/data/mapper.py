@@ -96,7 +96,8 @@ class FxMapper:
       (BitMasks); empty when nothing was found, the key absent when boxes are not annotated; beside
       it ``draw_seed``, a whole number that decides which regions are learned from;
     * ``sem_masks``: uint8 (C, H, W) of 0 and 1 over ``seg_classes``, and ``sem_known``: bool (C,),
-      which of them are annotated.
+      which of them are annotated; (C, H, W), which pixels of them, where the record has
+      ``ignore_masks``.
 
     Only what the task needs is decoded.
     """
@@ -324,7 +325,34 @@ class FxMapper:
                 read = self._kept.get((source.key, record["image_id"], name), make)
             masks[i] = frame.applied.apply_segmentation(read)
         swap = frame.class_order(source.seg_classes)
+        if "ignore_masks" in record:
+            known = self._known_pixels(record, source, frame, masks, known)
         return torch.from_numpy(masks[swap]), torch.from_numpy(known[swap])
+
+    def _known_pixels(
+        self,
+        record: Record,
+        source: Source,
+        frame: _Frame,
+        masks: np.ndarray,
+        known: np.ndarray,
+    ) -> np.ndarray:
+        """Bool (C, H, W): the annotated pixels of the masks that were made.
+
+        What is not background in the original, foreground or ignored, is resized as one mask. Two
+        masks resized by themselves would leave a background neither of them had between them.
+        """
+        pixels = np.broadcast_to(known[:, None, None], masks.shape).copy()
+        for name, reference in record["ignore_masks"].items():
+            i = source.seg_classes.index(name)
+            both = {"union": [record["masks"][name], reference]}
+            make = partial(frame.read_mask, both, source.resize_masks, record)
+            if frame.before is None:
+                read = make()
+            else:
+                read = self._kept.get((source.key, record["image_id"], name, "ignored"), make)
+            pixels[i] = (frame.applied.apply_segmentation(read) == 0) | (masks[i] > 0)
+        return pixels
 
 
 def _to_keep(

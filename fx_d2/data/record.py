@@ -16,6 +16,9 @@ key                meaning
                    COCO-style dicts; ``segmentation`` is any mask reference of ``masks.py``
 ``masks``          absent: not annotated. Else ``{class: mask reference}`` over ``seg_classes``; a
                    class not in it is not annotated, an empty mask is a true negative
+``ignore_masks``   absent: masks are annotated everywhere. Else ``{class: mask reference}`` of the
+                   pixels of which ``masks`` says nothing; a class not in it has none. A source
+                   whose masks have such pixels gives every record the key, ``{}`` where need be
 =================  ===============================================================================
 
 Further keys a reader may add: ``study_id``, ``age``, ``sex``, ``body_part`` and, per annotation,
@@ -119,6 +122,9 @@ def _validate_masks(record: Record, source: Source) -> None:
     for name in record.get("masks", ()):
         if name not in source.seg_classes:
             _fail(record, f"mask of class {name!r}", f"one of {source.seg_classes}")
+    for name in record.get("ignore_masks", ()):
+        if name not in record.get("masks", ()):
+            _fail(record, f"ignored pixels of class {name!r}", "a class that has a mask here")
 
 
 def box_xyxy(annotation: dict[str, Any]) -> tuple[float, float, float, float]:

@@ -20,6 +20,7 @@ from fx_d2.data.atomic import write_atomically
 from fx_d2.data.errors import DataError
 from fx_d2.data.lesion_mix.settings import MixSettings
 from fx_d2.data.lesion_mix.written import register_written
+from fx_d2.data.pseudo_masks import register_pseudo_masks
 
 _MISMATCH = re.compile(r"Type mismatch \(<class '(?P<want>[\w.]+)'> vs\. <class '(?P<got>[\w.]+)'>")
 
@@ -58,6 +59,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     try:
         MixSettings.from_config(cfg)
         register_written(cfg.DATASETS.LESION_MIX)  # before anything asks for their names
+        register_pseudo_masks(cfg.DATASETS.PSEUDO_MASKS)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
     cfg.freeze()

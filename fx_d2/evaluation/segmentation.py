@@ -36,7 +36,8 @@ class SegmentationEvaluator(TaskEvaluator):
     ``BCE``: mean binary cross-entropy of the pixels of an image, over all annotated images: a
     validation loss.
 
-    A class that is not annotated in an image does not count there. One without any truth has no
+    A class that is not annotated in an image does not count there, nor do pixels that the record
+    ignores: what is predicted on them is neither right nor wrong. One without any truth has no
     positive figures, and the notes name it.
 
     Args:
@@ -88,6 +89,9 @@ class SegmentationEvaluator(TaskEvaluator):
                     f"the original pixels {(height, width)}"
                 )
             true = load_mask(references[name], height, width, resize=self.source.resize_masks)
+            if name in record.get("ignore_masks", {}):
+                ignored = record["ignore_masks"][name]
+                mask = mask & ~load_mask(ignored, height, width, resize=self.source.resize_masks)
             row[c, :3] = np.count_nonzero(mask & true), mask.sum(), true.sum()
             if self.hd95 and row[c, 1] and row[c, 2]:
                 row[c, 3] = hd95(mask, true)

@@ -90,6 +90,19 @@ def test_a_class_without_truth_or_never_annotated_is_named() -> None:
     assert _evaluate([], [])[KEY] == {}
 
 
+def test_pixels_that_a_record_ignores_are_neither_right_nor_wrong() -> None:
+    true, ignored = box_mask([0, 0, 10, 10]), box_mask([10, 0, 20, 10])
+    both = true | ignored
+    marked = record(
+        0, masks={"Lung": encode_mask(true)}, ignore_masks={"Lung": encode_mask(ignored)}
+    )
+    for said in (true, both):
+        evaluator = SegmentationEvaluator(truth_of([marked]))
+        assert run(evaluator, [marked], "masks", [{"Lung": said, "Heart": EMPTY}])[KEY]["IoU"] == 1
+    plain = _evaluate([{"Lung": true}], [{"Lung": both, "Heart": EMPTY}])
+    assert plain[KEY]["IoU"] == 0.5
+
+
 def test_records_without_masks_are_passed_over_without_a_prediction() -> None:
     records = [record(0)]
     evaluator = SegmentationEvaluator(truth_of(records))

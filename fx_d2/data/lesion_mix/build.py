@@ -288,13 +288,14 @@ def _account(result: Written, rows: Sequence[dict[str, Any]]) -> None:
         result.stock.patch_uses.update(row["patches"])
 
 
-def check_same(folder: Path, name: str, made: Mapping[str, Any]) -> None:
+def check_same(folder: Path, name: str, made: Mapping[str, Any], what: str = "is a mix") -> None:
     """Refuse to continue what was begun with other settings; else note them.
 
     Args:
         folder: of the dataset.
         name: of the note.
         made: everything that decides its bytes.
+        what: completes "there ... of other settings".
     """
     path = folder / name
     text = json.dumps(made, indent=1, sort_keys=True) + "\n"
@@ -310,7 +311,7 @@ def check_same(folder: Path, name: str, made: Mapping[str, Any]) -> None:
     except (ValueError, AttributeError, TypeError):
         differ = ["everything"]
     raise DataError(
-        f"there is a mix of other {', '.join(differ)}", file=folder,
+        f"there {what} of other {', '.join(differ)}", file=folder,
         expected="an empty folder, or one that the same call began",
         fix="choose another --out, or delete this folder",
     )  # fmt: skip

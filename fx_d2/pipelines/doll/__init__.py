@@ -1,0 +1,1 @@
+"""DoLL: a committee of classifiers, explained, becomes masks to learn segmentation from."""
