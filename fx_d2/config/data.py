@@ -64,6 +64,21 @@ def _add_input(cfg: CN) -> None:
     # A box with a side below this after the augmentations is dropped, in pixels of the resized
     # image.
     cfg.INPUT.FX.MIN_BOX_PX = 1.0
+    cfg.INPUT.FX.LUNGS = CN()
+    # What is shown of a radiograph by its lung mask: "none" is all of it, "mask", "crop",
+    # "mask+crop" the lungs; "background" and "frame" all but the lungs or their box, to find out
+    # whether a classifier needs them (fx_d2/data/lung_input.py). Those that crop are for labels
+    # alone.
+    cfg.INPUT.FX.LUNGS.MODE = "none"
+    # Where masks come from: "record" is the source's own, else a folder of <image_id>.png.
+    cfg.INPUT.FX.LUNGS.SOURCE = "record"
+    # By how much the box around the lungs grows on each side, as a share of its width and height: a
+    # mask often ends short of the pleura.
+    cfg.INPUT.FX.LUNGS.MARGIN = 0.05
+    # Grey value in [0, 1] of what is not shown; black, as collimated borders are.
+    cfg.INPUT.FX.LUNGS.FILL = 0.0
+    # A box with a shorter side grows to this: a few stray pixels are no lungs.
+    cfg.INPUT.FX.LUNGS.MIN_SIDE_PX = 16
 
 
 def _add_augmentations(cfg: CN) -> None:

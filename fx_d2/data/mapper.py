@@ -25,6 +25,7 @@ from .intensity import IntensityConfig, normalise
 from .kept_masks import KeptMasks
 from .label_policy import UNCERTAIN_POLICIES, UNKNOWN_POLICIES, LabelPolicy, Rule, for_evaluation
 from .lesion_mix.online import OnlineMix
+from .lung_masks import LungInput
 from .masks import MaskRef, instance_reference, load_mask
 from .record import Record, box_xyxy
 from .second_view import SecondView
@@ -86,6 +87,8 @@ class FxMapper:
     * ``synthetic``: whether lesions were pasted onto it;
     * ``content_size``: (h, w) of the image within H x W; the rest is padding at the right and
       bottom;
+    * ``shown_box``: (x0, y0, x1, y1) in original pixels of what the image shows, where only the
+      lungs are shown; absent unless asked for;
     * ``view``, ``body_part``: of the record, absent where it does not state them;
     * ``task``: the task, or a tuple of tasks at evaluation;
     * ``labels``: float32 (C,) over the source's ``cls_classes``, NaN where there is no target;
@@ -113,6 +116,7 @@ class FxMapper:
         targets: bool = True,
         second_view: SecondView | None = None,
         lesion_mix: OnlineMix | None = None,
+        lungs: LungInput | None = None,
     ) -> None:
         """Keep the settings; ``FxMapper(cfg, is_train)`` takes them from a config.
 
@@ -129,6 +133,7 @@ class FxMapper:
             targets: whether boxes and masks are made; labels always are, they cost nothing.
             second_view: makes ``second_view``, or None.
             lesion_mix: pastes lesions onto training images, or None.
+            lungs: shows the lungs, or all but them, in place of the image; or None.
         """
         if channels not in (1, 3):
             raise ValueError(f"INPUT.FX.CHANNELS is {channels}; allowed: 1, 3")
@@ -138,7 +143,7 @@ class FxMapper:
         self.reader, self.seed = reader, seed
         self.channels, self.min_box_px = channels, min_box_px
         self._kept = KeptMasks()
-        self.second_view, self.lesion_mix = second_view, lesion_mix
+        self.second_view, self.lesion_mix, self.lungs = second_view, lesion_mix, lungs
 
     @classmethod
     def from_config(
@@ -169,6 +174,7 @@ class FxMapper:
             "targets": targets,
             "second_view": SecondView.from_config(cfg) if is_train else None,
             "lesion_mix": OnlineMix.from_config(cfg) if is_train else None,
+            "lungs": LungInput.from_config(cfg),
         }
 
     def check(self, source: Source, task: str) -> None:
@@ -197,14 +203,19 @@ class FxMapper:
             shapes = "seg" in tasks or ("loc" in tasks and source.instance_masks)
             record, loaded = self.lesion_mix(record, loaded, self.seed, position, masks=shapes)
         height, width = self._original_size(record, loaded)
-        grey = normalise(loaded, self.intensity)
+        whole = grey = normalise(loaded, self.intensity)
+        shown: dict[str, Any] = {}
+        if self.lungs is not None:
+            self.lungs.check(tasks if self.targets else ("cls",))
+            size = (height, width)
+            grey, shown = self.lungs.shown(whole, record, size, resize=source.resize_masks)
         with seeded_globals(self.seed, "augment", *position):
             given = T.AugInput(grey, boxes=_to_keep(record, tasks, grey.shape, (height, width)))
             applied = self.augmentations[tasks[0]](given)
-        frame = _Frame(height, width, grey.shape, applied)
+        frame = _Frame(height, width, whole.shape, applied)
         if not frame.detailed_enough(given.image.shape):
             raise DataError(
-                f"the cached copy is {grey.shape[0]} x {grey.shape[1]}, less than the network sees",
+                "the cached copy is {} x {}, less than the network sees".format(*whole.shape),
                 file=record["file_name"],
                 fix="build the cache at INPUT.FX.SIZE or more (tools/cache_images.py --size)",
             )
@@ -219,7 +230,7 @@ class FxMapper:
             "width": width,
             "content_size": frame.content_size(given.image.shape),
         }
-        result |= {key: record[key] for key in CONTEXT_KEYS if record.get(key) is not None}
+        result |= shown | {key: record[key] for key in CONTEXT_KEYS if record.get(key) is not None}
         if self.second_view is not None:
             # Draws of its own: the first view is the same whether there is a second one or not.
             with seeded_globals(self.seed, "second view", *position):

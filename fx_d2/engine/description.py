@@ -37,6 +37,8 @@ def input_settings(cfg: CfgNode) -> dict[str, Any]:
         "resize": fx.RESIZE,
         "channels": fx.CHANNELS,
         "intensity": {key.lower(): value for key, value in fx.INTENSITY.items()},
+        # Where masks come from belongs to the machine, what they do to the model.
+        "lungs": {k.lower(): v for k, v in fx.LUNGS.items() if k != "SOURCE"},
     }
 
 
