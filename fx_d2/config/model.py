@@ -18,10 +18,12 @@ def add_model(cfg: CN) -> None:
 def _add_trunk(cfg: CN) -> None:
     cfg.MODEL.FX.TRUNK = CN()
     # A row of docs/backbones.md (swin_b: every published Foundation X result) or any network of
-    # timm with a feature pyramid, such as "convnext_small.fb_in22k".
+    # timm with a feature pyramid, such as "convnext_small.fb_in22k"; an encoder's name where
+    # MODEL.BACKBONE.NAME is build_smp_encoder (docs/systems/hybrid.md).
     cfg.MODEL.FX.TRUNK.NAME = "swin_b"
     # "" starts from random weights; "timm" from the network's published weights (model hub or its
-    # local cache); else a .safetensors or .pth file.
+    # local cache), which encoders of build_smp_encoder call "imagenet"; else a .safetensors or .pth
+    # file.
     cfg.MODEL.FX.TRUNK.PRETRAINED = ""
     # Largest chance that a block is skipped in training, growing linearly with depth (paper 1.1).
     cfg.MODEL.FX.TRUNK.DROP_PATH = 0.2
@@ -104,9 +106,11 @@ def _add_decoders(cfg: CN) -> None:
     cfg.MODEL.FX.LOC.AGNOSTIC = True
     cfg.MODEL.FX.SEG = CN()
     # "pyramid", narrow and with a norm everywhere; or "upernet", the layout that the weights of
-    # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage).
+    # Foundation X are for (it wants NORM "BN" and CHANNELS as wide as the finest stage); or "unet",
+    # "linknet" and "fpn" of segmentation_models_pytorch, with stages and norms of their own.
     cfg.MODEL.FX.SEG.DECODER = "pyramid"
-    # Channels of the decoder (1.4).
+    # Channels of the decoder (1.4), that is of its map. 0 is the usual width of "unet" (16),
+    # "linknet" (32) and "fpn" (128), whose other layers go with it.
     cfg.MODEL.FX.SEG.CHANNELS = 128
     # Stages it reads, fine to coarse (1.4).
     cfg.MODEL.FX.SEG.IN_FEATURES = ("res2", "res3", "res4", "res5")
@@ -124,6 +128,7 @@ def _add_decoders(cfg: CN) -> None:
     # Probability from which a pixel belongs to a mask, of a class or of a box.
     cfg.MODEL.FX.SEG.THRESHOLD = 0.5
     # Return probabilities (float16) in place of masks: two bytes against one per pixel and class.
+    # Evaluations then have BCE, a validation loss.
     cfg.MODEL.FX.SEG.SOFT_MASKS = False
 
 

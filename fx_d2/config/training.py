@@ -58,6 +58,8 @@ def _add_solver(cfg: CN) -> None:
         node.MIN_DELTA = 0.0
     # All learning rates are multiplied by it; the usual tenth.
     cfg.SOLVER.FX.PLATEAU.FACTOR = 0.1
+    # Rates are not lowered below this one; 0 is no bound.
+    cfg.SOLVER.FX.PLATEAU.MIN_LR = 0.0
     # Iterations between two lines of the log, of metrics.json and of TensorBoard.
     cfg.SOLVER.FX.LOG_PERIOD = 20
     # Seconds after which several processes of which none gets on end, naming the one that the

@@ -104,16 +104,23 @@ class Plateau(_Patience):
         super().__init__("SOLVER.FX.PLATEAU", node, period, evaluate)
         if not 0 < node.FACTOR < 1:
             raise ValueError(f"SOLVER.FX.PLATEAU.FACTOR is {node.FACTOR}; allowed: between 0 and 1")
-        self._factor = float(node.FACTOR)
+        if node.MIN_LR < 0:
+            raise ValueError(f"SOLVER.FX.PLATEAU.MIN_LR is {node.MIN_LR}; it is at least 0")
+        self._factor, self._lowest = float(node.FACTOR), float(node.MIN_LR)
 
     def _act(self) -> None:
         trainer: Any = self.trainer
+        before = trainer.scheduler.base_lrs
+        after = [max(rate * self._factor, min(rate, self._lowest)) for rate in before]
+        if after == before:
+            return
         # The base rates, which are in the scheduler's state, and those of the next step.
-        trainer.scheduler.base_lrs = [rate * self._factor for rate in trainer.scheduler.base_lrs]
-        for group in trainer.optimizer.param_groups:
-            group["lr"] *= self._factor
+        trainer.scheduler.base_lrs = after
+        for group, old, new in zip(trainer.optimizer.param_groups, before, after, strict=True):
+            group["lr"] *= new / old if old else 1.0
         _logger.info(
-            "no progress in %d evaluations: learning rates times %g", self._patience, self._factor
+            "no progress in %d evaluations: learning rates times %g, the largest base rate is %g",
+            *(self._patience, self._factor, max(after)),
         )
 
 

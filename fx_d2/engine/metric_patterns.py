@@ -90,7 +90,7 @@ def _metrics_of_all() -> Iterator[str]:
     """Of every source there is, with and without a teacher."""
     for source in SOURCES.values():
         for task in source.all_tasks():
-            options = {"hd95": True} if task == "seg" else {}
+            options = {"hd95": True, "bce": True} if task == "seg" else {}
             evaluator = EVALUATORS[task](Truth("", (), source), **options)
             for metric in evaluator.metric_names():
                 yield from (f"{who}{evaluator.key}/{metric}" for who in ("", _TEACHER))

@@ -90,7 +90,7 @@ def evaluator_options(cfg: Any, dataset_name: str) -> dict[str, dict[str, Any]]:
             "match_iou": fx.MATCH_IOU,
             "backend": fx.COCO_BACKEND,
         },
-        "seg": {"hd95": fx.HD95},
+        "seg": {"hd95": fx.HD95, "bce": cfg.MODEL.FX.SEG.SOFT_MASKS},
     }
 
 

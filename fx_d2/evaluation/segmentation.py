@@ -14,6 +14,8 @@ from fx_d2.data.record import Record
 
 from .truth import TaskEvaluator, Truth, as_bool
 
+# Half the step of float16 below 1: a probability written as 1 may have been this far from it.
+_LEAST = 2.0**-12
 _EMPTY = "an image without truth and without prediction scores 1, one with either of them alone 0"
 
 
@@ -26,6 +28,8 @@ class SegmentationEvaluator(TaskEvaluator):
     nothing would score as ``Dice`` (and ``IoU``): the share of images without truth. Only what
     exceeds it was learned. ``HD95``: see :func:`hd95`, in pixels of the original, over images with
     truth and prediction; ``HD95_undefined`` is the share of images with truth but no prediction.
+    ``BCE``: mean binary cross-entropy of the pixels of an image, over all annotated images: a
+    validation loss.
 
     A class that is not annotated in an image does not count there. One without any truth has no
     positive figures, and the notes name it.
@@ -34,28 +38,32 @@ class SegmentationEvaluator(TaskEvaluator):
         truth: the records.
         threshold: foreground from here on, for masks of probabilities.
         hd95: whether boundary distances are measured; they cost most of the time.
+        bce: whether cross-entropy is measured, which wants masks of probabilities.
     """
 
     task = "seg"
     columns = ("class", "dice", "iou", "true_px", "predicted_px")
 
-    def __init__(self, truth: Truth, *, threshold: float = 0.5, hd95: bool = False) -> None:
+    def __init__(
+        self, truth: Truth, *, threshold: float = 0.5, hd95: bool = False, bce: bool = False
+    ) -> None:
         super().__init__(truth)
-        self.threshold, self.hd95 = threshold, hd95
+        self.threshold, self.hd95, self.bce = threshold, hd95, bce
 
     def _figures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         overlap = ("Dice", "IoU", "empty_predictor", "Dice_positive", "IoU_positive")
         pooled = ("Dice_pooled", "IoU_pooled")
-        return (*overlap, *pooled, *(("HD95", "HD95_undefined") if self.hd95 else ())), ()
+        boundary = ("HD95", "HD95_undefined") if self.hd95 else ()
+        return (*overlap, *pooled, *boundary, *(("BCE",) if self.bce else ())), ()
 
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
-        """float64 (C, 4): pixels in both, predicted, true, and HD95; NaN where not annotated."""
+        """float64 (C, 5): pixels in both, predicted, true, HD95, BCE; NaN where not annotated."""
         references = record.get("masks", {})
         if not references:
             return None
         predicted = self._by_class(self._of_source(output, "masks"))
         height, width = int(given["height"]), int(given["width"])
-        row = np.full((len(self.classes), 4), np.nan)
+        row = np.full((len(self.classes), 5), np.nan)
         for c, name in enumerate(self.classes):
             if name not in references:
                 continue
@@ -69,6 +77,8 @@ class SegmentationEvaluator(TaskEvaluator):
             row[c, :3] = np.count_nonzero(mask & true), mask.sum(), true.sum()
             if self.hd95 and row[c, 1] and row[c, 2]:
                 row[c, 3] = hd95(mask, true)
+            if self.bce:
+                row[c, 4] = _cross_entropy(predicted[c], true)
         return row
 
     def _lines(self, row: Any) -> Iterator[tuple]:
@@ -83,7 +93,7 @@ class SegmentationEvaluator(TaskEvaluator):
         per_class: dict[str, dict[str, float]] = {}
         left_out: dict[str, list[str]] = {}
         counts: dict[str, list[int]] = {}
-        table = np.stack(rows) if rows else np.full((0, len(self.classes), 4), np.nan)
+        table = np.stack(rows) if rows else np.full((0, len(self.classes), 5), np.nan)
         for c, name in enumerate(self.classes):
             known = table[~np.isnan(table[:, c, 0]), c]
             n_positive = int((known[:, 2] > 0).sum())
@@ -93,7 +103,7 @@ class SegmentationEvaluator(TaskEvaluator):
                 continue
             if not n_positive:
                 left_out.setdefault("no truth, positive and pooled figures", []).append(name)
-            for metric, value in _class_figures(known, self.hd95).items():
+            for metric, value in _class_figures(known, self.hd95, self.bce).items():
                 per_class.setdefault(metric, {})[name] = value
         metrics = {m: float(np.mean(list(values.values()))) for m, values in per_class.items()}
         for metric, values in per_class.items():
@@ -107,8 +117,8 @@ class SegmentationEvaluator(TaskEvaluator):
         return metrics, notes
 
 
-def _class_figures(known: np.ndarray, with_hd95: bool) -> dict[str, float]:
-    """The figures of a class from (N, 4) rows of annotated images."""
+def _class_figures(known: np.ndarray, with_hd95: bool, with_bce: bool) -> dict[str, float]:
+    """The figures of a class from (N, 5) rows of annotated images."""
     both, said, true = known[:, 0], known[:, 1], known[:, 2]
     positive = true > 0
     dice, iou = _overlap(both, said, true)
@@ -117,6 +127,8 @@ def _class_figures(known: np.ndarray, with_hd95: bool) -> dict[str, float]:
         "IoU": float(iou.mean()),
         "empty_predictor": float((~positive).mean()),
     }
+    if with_bce:
+        figures["BCE"] = float(known[:, 4].mean())
     if positive.any():
         figures |= {
             "Dice_positive": float(dice[positive].mean()),
@@ -138,6 +150,17 @@ def _overlap(both: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.n
     empty = either == 0
     dice = np.where(empty, 1.0, 2 * both / np.where(empty, 1, said + true))
     return dice, np.where(empty, 1.0, both / np.where(empty, 1, either))
+
+
+def _cross_entropy(probabilities: Any, true: np.ndarray) -> float:
+    """The mean over pixels of a mask of probabilities (H, W)."""
+    if hasattr(probabilities, "detach"):
+        probabilities = probabilities.detach().cpu().numpy()
+    given = np.asarray(probabilities)
+    if given.dtype.kind != "f":
+        raise ValueError("cross-entropy needs masks of probabilities: MODEL.FX.SEG.SOFT_MASKS True")
+    right = np.where(true, given, 1 - given.astype(np.float32))
+    return float(-np.log(np.maximum(right, _LEAST, dtype=np.float32)).mean(dtype=np.float64))
 
 
 def hd95(first: np.ndarray, second: np.ndarray) -> float:

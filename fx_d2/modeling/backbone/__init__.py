@@ -1,5 +1,6 @@
-"""Trunks; importing this registers ``build_timm_backbone`` with Detectron2."""
+"""Trunks; importing this registers their builders with Detectron2."""
 
+from .smp_encoder import SmpEncoder, build_smp_encoder
 from .timm_backbone import TimmBackbone, build_timm_backbone
 
-__all__ = ["TimmBackbone", "build_timm_backbone"]
+__all__ = ["SmpEncoder", "TimmBackbone", "build_smp_encoder", "build_timm_backbone"]

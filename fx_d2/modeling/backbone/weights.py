@@ -189,9 +189,10 @@ def find_published_file(pretrained_cfg: Mapping[str, Any]) -> Path:
             f"be read here ({where}); name a local file, or use another network."
         )
     named = pretrained_cfg.get("hf_hub_filename")
+    revision = pretrained_cfg.get("hf_hub_revision")  # None is the newest
     files = (named,) if named else _FILES_ON_HUB
     for file in files:
-        cached = try_to_load_from_cache(repo, file)
+        cached = try_to_load_from_cache(repo, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
     way_out = (
@@ -206,7 +207,7 @@ def find_published_file(pretrained_cfg: Mapping[str, Any]) -> Path:
     problem: Exception | None = None
     for file in files:
         try:
-            return Path(hf_hub_download(repo, file))
+            return Path(hf_hub_download(repo, file, revision=revision))
         except (OSError, RuntimeError, ValueError) as exc:
             problem = exc
             absent = isinstance(exc, EntryNotFoundError)

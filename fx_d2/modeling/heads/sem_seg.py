@@ -68,6 +68,11 @@ class MaskDecoder(nn.Module):
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> MaskDecoder:
         """The decoder of ``MODEL.FX.SEG``."""
         node = cfg.MODEL.FX.SEG
+        if node.CHANNELS < 1:
+            raise ValueError(
+                f"MODEL.FX.SEG.CHANNELS is {node.CHANNELS}; DECODER {node.DECODER!r} has no width "
+                "of its own, name one, such as 128"
+            )
         channels = stage_channels(tuple(node.IN_FEATURES), input_shape, "MODEL.FX.SEG")
         return cls(
             channels,

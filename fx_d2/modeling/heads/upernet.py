@@ -16,6 +16,7 @@ from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
 from .sem_seg import MaskDecoder, SegDecoder, _block
+from .smp_decoder import FPNDecoder, LinkNetDecoder, SmpDecoder, UNetDecoder
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -95,9 +96,15 @@ class UPerNetDecoder(MaskDecoder):
         return self.fuse(cat([_resize(level, size) for level in (*smoothed, levels[-1])], dim=1))
 
 
+SMP_DECODERS: dict[str, type[SmpDecoder]] = {
+    "unet": UNetDecoder,
+    "linknet": LinkNetDecoder,
+    "fpn": FPNDecoder,
+}
 _DECODERS: dict[str, type[MaskDecoder]] = {
     "pyramid": SegDecoder,
     "upernet": UPerNetDecoder,
+    **SMP_DECODERS,
 }
 
 
