@@ -150,34 +150,56 @@ class LungLimits:
             )
 
 
-def lung_warnings(lungs: LungMask, limits: LungLimits) -> list[str]:
-    """What is implausible about a lung mask, a sentence each; nothing where it is empty."""
+@dataclass(frozen=True)
+class Remark:
+    """Something a person should look at.
+
+    Args:
+        kind: what remarks are counted by.
+        text: a sentence.
+    """
+
+    kind: str
+    text: str
+
+
+def lung_remarks(lungs: LungMask, limits: LungLimits) -> list[Remark]:
+    """What is implausible about a lung mask; nothing where it is empty, which is another matter."""
     if not lungs.mask.any():
         return []
     said = []
     area, pieces, edges = lungs.area, lungs.pieces(), lungs.edges()
     if not limits.min_area <= area <= limits.max_area:
-        said.append(
-            f"lung mask covers {area:.0%} of the film; plausible are {limits.min_area:.0%} to "
-            f"{limits.max_area:.0%}"
-        )
+        plausible = f"{limits.min_area:.0%} to {limits.max_area:.0%}"
+        text = f"lung mask covers {area:.1%} of the film; plausible are {plausible}"
+        said.append(Remark("lung area", text))
     if len(pieces) != 2:
         what = "1 piece" if len(pieces) == 1 else f"{len(pieces)} pieces"
-        said.append(f"lung mask has {what} instead of two")
+        said.append(Remark("lung pieces", f"lung mask has {what} instead of two"))
     if edges:
-        said.append(f"lung mask runs into the frame: {', '.join(edges)}")
+        text = f"lung mask runs into the frame: {', '.join(edges)}"
+        said.append(Remark("lungs at the frame", text))
     return said
 
 
-def evidence_warning(
+def evidence_remark(
     cls: str, probability: float, in_lung: float, min_in_lung: float
-) -> str | None:
-    """A positive score that the lungs do not explain, as a sentence; None where they do."""
+) -> Remark | None:
+    """A positive score that the lungs do not explain; None where they do.
+
+    Args:
+        cls: the class that is called present.
+        probability: of it.
+        in_lung: share of its map in the lungs; NaN for a map of zeros.
+        min_in_lung: what that has to be, at least.
+    """
+    kind = "no evidence in the lungs"
     if math.isnan(in_lung):
-        return f"{cls} {probability:.2f} without any evidence: its heat map is empty"
+        return Remark(kind, f"{cls} {probability:.2f} without evidence: its heat map is empty")
     if in_lung < min_in_lung:
-        return (
-            f"{cls} {probability:.2f}, but only {in_lung:.0%} of its heat map lie in the lungs "
-            f"(at least {min_in_lung:.0%} expected)"
+        text = (
+            f"{cls} {probability:.2f}, but only {in_lung:.0%} of its heat map lies in the lungs; "
+            f"at least {min_in_lung:.0%} is expected"
         )
+        return Remark(kind, text)
     return None

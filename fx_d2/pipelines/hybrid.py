@@ -26,10 +26,11 @@ from fx_d2.data.lung_input import LUNG_MODES, prepare_lungs
 from .evidence import (
     LesionEvidence,
     LungLimits,
+    Remark,
     even_share,
-    evidence_warning,
+    evidence_remark,
     lesion_evidence,
-    lung_warnings,
+    lung_remarks,
     severity,
     share_within,
 )
@@ -117,7 +118,7 @@ class Found:
         maps: heat maps, the likeliest class first.
         figures: of each map.
         lesions: maps beside true regions, where there is truth.
-        warnings: sentences.
+        remarks: what a person should look at.
         status: ``done``, or why the later stages were left out.
     """
 
@@ -128,7 +129,7 @@ class Found:
     maps: tuple[HeatMap, ...] = ()
     figures: tuple[MapFigures, ...] = ()
     lesions: tuple[LesionEvidence, ...] = ()
-    warnings: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     status: str = DONE
 
 
@@ -220,19 +221,18 @@ class Hybrid:
         lungs = self.segment(film) if lungs is None else lungs
         lungs.check_size(film)
         if not lungs.mask.any():
-            said = ("no lungs were found: not classified",)
-            return Found(film, lungs, warnings=said, status=NO_LUNGS)
+            said = (Remark("no lungs", "no lungs were found; the film was not classified"),)
+            return Found(film, lungs, remarks=said, status=NO_LUNGS)
         crop = self.crop(film, lungs)
         scores = self.classify(crop)
         maps = self.explain(crop, self._explained(scores, lesions or {}))
         figures = [self._measured(heat, crop, scores, lungs) for heat in maps]
-        warnings = lung_warnings(lungs, self.settings.limits)
+        remarks = lung_remarks(lungs, self.settings.limits)
+        least = self.settings.min_in_lung
         for one in figures:
             if one.positive:
-                said = evidence_warning(
-                    one.cls, one.probability, one.in_lung, self.settings.min_in_lung
-                )
-                warnings += [said] if said else []
+                found = evidence_remark(one.cls, one.probability, one.in_lung, least)
+                remarks += [found] if found else []
         return Found(
             film,
             lungs,
@@ -241,7 +241,7 @@ class Hybrid:
             maps,
             tuple(figures),
             tuple(compared(lesions or {}, maps, crop)),
-            tuple(warnings),
+            tuple(remarks),
         )
 
     def _explained(self, scores: Scores, lesions: Mapping[str, Mask]) -> list[str]:
@@ -250,9 +250,7 @@ class Hybrid:
         true = [name for name in lesions if name in scores.labels]
         return list(dict.fromkeys([*chosen, *true]))
 
-    def _measured(
-        self, heat: HeatMap, crop: Crop, scores: Scores, lungs: LungMask
-    ) -> MapFigures:
+    def _measured(self, heat: HeatMap, crop: Crop, scores: Scores, lungs: LungMask) -> MapFigures:
         positive = heat.cls in scores.positive(self.settings.threshold)
         grade = severity(heat.values, lungs.mask, self.settings.level) if positive else math.nan
         return MapFigures(

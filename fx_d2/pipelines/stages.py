@@ -49,11 +49,11 @@ class Film:
         Raises:
             DataError: it cannot be read.
         """
+        auto = self._loaded.get("auto")
+        if voi == "ignore" and auto is not None and auto.facts.voi == "none":
+            return auto  # there was nothing to ignore
         if voi not in self._loaded:
-            found = read_image(self.path, voi=voi)
-            # One copy serves both ways of reading where the file has no window.
-            same = next((l for l in self._loaded.values() if l.facts == found.facts), None)
-            self._loaded[voi] = same or found
+            self._loaded[voi] = read_image(self.path, voi=voi)
         return self._loaded[voi]
 
     def grey(self, intensity: IntensityConfig) -> Grey:

@@ -192,19 +192,6 @@ class FoundationX(nn.Module):
             return self.loc_encoder.levels(features)
         return {"decoded": self.seg_decoder(features)}
 
-    def label_logits(self, batch: Batch, source: str) -> Tensor:
-        """Logits (N, C) of one source's image labels, with a graph: for explanations.
-
-        Args:
-            batch: as in :meth:`forward`, in evaluation.
-            source: one with a ``cls`` head.
-        """
-        (spec,) = select_heads(self.specs, [(source, "cls")])
-        images = self._images(batch)
-        features = self.trunk(images.tensor)
-        pooled = self._pooled(images, features)
-        return self._label_logits(batch, images, features, pooled, [spec])[source]
-
     def _route(self, batch: Batch) -> HeadSpec:
         """The one head that a training batch is for."""
         found = {(item["source"], item["task"]) for item in batch}
