@@ -107,7 +107,7 @@ class Predictor:
         chosen = select_heads(specs, None if heads is None else _listed(heads))
         self.asked: tuple[str, ...] = tuple(spec.name for spec in chosen)
         self._mask_channels = sum(len(spec.classes) for spec in chosen if spec.task == "seg")
-        self._inputs = _Inputs(self.cfg, specs[0].source)
+        self._inputs = Inputs(self.cfg, specs[0].source)
 
     @overload
     def __call__(self, image: Image) -> Prediction: ...
@@ -186,8 +186,13 @@ class Predictor:
                 yield image, cast(Prediction, {**outputs.pop(), **size})
 
 
-class _Inputs(Dataset):
-    """Images as the network sees them in an evaluation, each beside what was asked for."""
+class Inputs(Dataset):
+    """Images as the network sees them in an evaluation, each beside what was asked for.
+
+    Args:
+        cfg: of the model.
+        source: any one of its sources.
+    """
 
     def __init__(self, cfg: CfgNode, source: str) -> None:
         reader = _Reader(cfg.INPUT.FX.INTENSITY.VOI, cfg.INPUT.FX.INTENSITY.MODE)

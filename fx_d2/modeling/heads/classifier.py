@@ -293,6 +293,10 @@ class MultiSourceClassifier(nn.Module):
                 options["weights"] = effective_weights(options["prevalence"], numbers, beta)
         return {part: LABEL_LOSSES[name](logits, labels, **options)}
 
+    def fused(self, logits: Any) -> Tensor:
+        """(N, C) of what a call gives; some classifiers say more than one thing."""
+        return logits
+
     def inference(self, logits: Tensor, source: str) -> list[dict[str, float]]:
         """(N, C) -> {class: probability} per image; they sum to 1 where one class is true."""
         spec = self.specs[source]

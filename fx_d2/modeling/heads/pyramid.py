@@ -361,6 +361,10 @@ class PyramidClassifier(MultiSourceClassifier):
             found["loss_cls_levels"] = self.aux * total
         return found
 
+    def fused(self, logits: Any) -> Tensor:
+        """(N, C) of all levels together."""
+        return logits.fused
+
     def inference(self, logits: Any, source: str) -> list[dict[str, float]]:
         """Of all levels together -> {class: probability} per image."""
         return super().inference(logits.fused, source)

@@ -16,6 +16,7 @@ from detectron2.modeling import (
 )
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..adapters import add_branches
 from ..heads.classifier import build_classifier, build_classifier_encoder
@@ -216,7 +217,7 @@ class FoundationX(nn.Module):
                     f"expected float32 ({channels}, height, width) in [0, 1]"
                 )
         # Padded before it is normalised: padding is black in both.
-        padded = ImageList.from_tensors(images, self.trunk.size_divisibility).tensor
+        padded = _padded(images, self.trunk.size_divisibility)
         tensor = ((padded - self.pixel_mean) / self.pixel_std).contiguous(
             memory_format=self._format
         )
@@ -277,6 +278,25 @@ class FoundationX(nn.Module):
         decoded = self.seg_decoder(features)
         logits = self.heads["seg"](decoded, spec.source, masks.shape[-2:])
         return self.heads["seg"].losses(logits, masks, known), {"decoded": decoded}
+
+    @property
+    def answerer(self) -> FoundationX:
+        """The network whose predictions this model gives."""
+        return self
+
+    def label_logits(self, batch: Batch, source: str) -> Tensor:
+        """Logits (N, C) of the image labels of one source, with a graph where gradients are on.
+
+        Args:
+            batch: as in :meth:`forward` in evaluation.
+            source: whose head.
+        """
+        specs = select_heads(self.specs, [(source, "cls")])
+        images = self._images(batch)
+        features = self.trunk(images.tensor)
+        pooled = self._pooled(images, features)
+        found = self._label_logits(batch, images, features, pooled, specs)
+        return self.heads["cls"].fused(found[source])
 
     @torch.no_grad()
     def inference(self, batch: Batch, heads: Asked | None = None) -> list[dict[str, Any]]:
@@ -352,6 +372,19 @@ class FoundationX(nn.Module):
                     threshold=self.mask_threshold,
                     soft=self.soft_masks,
                 )
+
+
+def _padded(images: Sequence[Tensor], unit: int) -> Tensor:
+    """Images (N, C, H, W) with zeros at the right and the bottom up to multiples of ``unit``."""
+    if not any(image.requires_grad for image in images):
+        return ImageList.from_tensors(images, unit).tensor
+    # Detectron2 copies in place, which no gradient of the images passes.
+    sizes = [image.shape[-2:] for image in images]
+    unit = max(unit, 1)
+    height, width = (-(-max(sides) // unit) * unit for sides in zip(*sizes, strict=True))
+    return torch.stack(
+        [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
+    )
 
 
 def _learned_from(batch: Batch) -> Batch:

@@ -128,6 +128,11 @@ class StudentTeacher(FoundationX):
         """The teacher: always in evaluation mode, never with a gradient."""
         return self._held[0]
 
+    @property
+    def answerer(self) -> FoundationX:
+        """Student or teacher, whichever predicts."""
+        return self.teacher if self._answer == "teacher" else self
+
     def forward(self, batch: Batch, heads: Asked | None = None) -> Any:
         """Losses of the student in training, predictions of either in evaluation.
 
