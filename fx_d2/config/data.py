@@ -99,6 +99,12 @@ def _add_augmentations(cfg: CN) -> None:
         node.SHIFT = 0.0
         # Largest zoom in or out as a share.
         node.SCALE = 0.0
+        # Largest shear either way, in degrees.
+        node.SHEAR_DEG = 0.0
+        # Zoom width and height apart, each by a factor from 1 +- SCALE.
+        node.SCALE_APART = False
+        # What a rotation, shift, shear or zoom uncovers: "zero", or "nearest", the edge drawn out.
+        node.BORDER = "zero"
         # Probability of the rotation and of the shift and zoom, each.
         node.GEOMETRY_PROB = 1.0
         # Brightness factor drawn from 1 +- this; the image stays in [0, 1].

@@ -21,6 +21,9 @@ _NO_GEOMETRY: dict[str, Any] = {
     "rotate_deg": 0.0,
     "shift": 0.0,
     "scale": 0.0,
+    "shear_deg": 0.0,
+    "scale_apart": False,
+    "border": "zero",
     "geometry_prob": 0.0,
 }
 

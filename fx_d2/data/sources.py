@@ -53,6 +53,22 @@ _VINDR: dict[str, Any] = {
     "citation": "Nguyen et al., VinDr-CXR, Scientific Data 2022",
 }
 
+# The hybrid system's three classes and all four, of one folder and cut alike.
+_COVID_RADIOGRAPHY: dict[str, Any] = {
+    "folder": "COVID-19_Radiography_Dataset",
+    "reader": "covid_radiography",
+    "splits": carved("all"),
+    "tasks": ("cls", "seg"),
+    "cls_kind": "multiclass",
+    "seg_classes": ("Lungs",),
+    "resize_masks": True,
+    "image_size": (299, 299),
+    "licence": "mixed, per image",
+    "homepage": "kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
+    "citation": "Chowdhury et al., IEEE Access 2020; Rahman et al., CBM 2021",
+    "access": "Kaggle account",
+}
+
 _ROWS = (
     Source(
         key="chexpert",
@@ -360,26 +376,28 @@ _ROWS = (
     Source(
         key="covid_radiography",
         title="COVID-19 Radiography Database",
-        folder="COVID-19_Radiography_Dataset",
-        reader="covid_radiography",
-        splits=carved("all"),
-        tasks=("cls", "seg"),
         cls_classes=v.COVID_RADIOGRAPHY_4,
-        cls_kind="multiclass",
-        seg_classes=("Lungs",),
-        resize_masks=True,
-        image_size=(299, 299),
         expected={
             "all/images": 21165,
             "all/COVID": 3616,
             "all/Lung_Opacity": 6012,
             "all/Normal": 10192,
         },
-        overlaps=("rsna", "covid_qu_ex"),
-        licence="mixed, per image",
-        homepage="kaggle.com/datasets/tawsifurrahman/covid19-radiography-database",
-        citation="Chowdhury et al., IEEE Access 2020; Rahman et al., CBM 2021",
-        access="Kaggle account",
+        overlaps=("rsna", "covid_qu_ex", "covid_radiography_3"),
+        **_COVID_RADIOGRAPHY,
+    ),
+    Source(
+        key="covid_radiography_3",
+        title="COVID-19 Radiography Database, without Lung_Opacity",
+        cls_classes=v.COVID_RADIOGRAPHY_3,
+        expected={
+            "all/images": 15153,
+            "all/COVID": 3616,
+            "all/Normal": 10192,
+            "all/Viral Pneumonia": 1345,
+        },
+        overlaps=("covid_qu_ex", "covid_radiography"),
+        **_COVID_RADIOGRAPHY,
     ),
     Source(
         key="covid_qu_ex",
@@ -393,7 +411,7 @@ _ROWS = (
         seg_classes=v.COVID_QU_EX_MASKS,
         image_size=(256, 256),
         expected={"Train/images": 21715, "Val/images": 5417, "Test/images": 6788},
-        overlaps=("covid_radiography", "rsna"),
+        overlaps=("covid_radiography", "covid_radiography_3", "rsna"),
         licence="mixed, per image",
         homepage="kaggle.com/datasets/anasmohammedtahir/covidqu",
         citation="Tahir et al., COVID-19 infection localization, CBM 2021",

@@ -30,6 +30,7 @@ from fvcore.transforms.transform import (
 )
 
 RESIZE_MODES = ("square", "keep")
+BORDERS = {"zero": cv2.BORDER_CONSTANT, "nearest": cv2.BORDER_REPLICATE}
 _SIDE = re.compile(r"(?<![a-zA-Z])(left|right)(?![a-zA-Z])", re.IGNORECASE)
 _RIB = re.compile(r"([RL])(\d+)")
 _OTHER_SIDE = {"left": "right", "right": "left", "L": "R", "R": "L"}
@@ -138,14 +139,19 @@ class FxResizeTransform(Transform):
 
 
 class FxAffineTransform(Transform):
-    """An affine map within the frame; uncovered pixels become 0, the value of collimated border.
+    """An affine map within the frame.
 
     Args:
         matrix: float (2, 3), maps continuous (x, y) coordinates.
+        border: what becomes of uncovered pixels: 0, the value of a collimated border ("zero"), or
+            what is at the edge ("nearest").
     """
 
-    def __init__(self, matrix: np.ndarray) -> None:
+    def __init__(self, matrix: np.ndarray, border: str = "zero") -> None:
         super().__init__()
+        if border not in BORDERS:
+            raise ValueError(f"INPUT.FX.AUG BORDER is {border!r}; allowed: {tuple(BORDERS)}")
+        self._border = BORDERS[border]
         self.matrix = np.asarray(matrix, dtype=np.float64)
         # OpenCV counts from pixel centres, coordinates from pixel corners.
         self._centres = self.matrix.copy()
@@ -154,7 +160,9 @@ class FxAffineTransform(Transform):
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(H, W) float32 -> (H, W)."""
         size = (img.shape[1], img.shape[0])
-        return cv2.warpAffine(img, self._centres, size, flags=cv2.INTER_LINEAR)
+        return cv2.warpAffine(
+            img, self._centres, size, flags=cv2.INTER_LINEAR, borderMode=self._border
+        )
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """(N, 2) points mapped."""
@@ -239,19 +247,48 @@ def _around(boxes: np.ndarray | None, w: int, h: int) -> tuple[int, int, int, in
 
 
 class RandomShiftScale(T.Augmentation):
-    """Shift by up to ``shift`` of the frame and zoom by up to ``1 +- scale`` about its centre."""
+    """Shift by up to ``shift`` of the frame and zoom by up to ``1 +- scale`` about its centre.
 
-    def __init__(self, shift: float, scale: float) -> None:
+    Args:
+        shift: share of the frame.
+        scale: share.
+        apart: whether width and height are zoomed each by a factor of their own.
+        border: see :class:`FxAffineTransform`.
+    """
+
+    def __init__(
+        self, shift: float, scale: float, *, apart: bool = False, border: str = "zero"
+    ) -> None:
         super().__init__()
-        self.shift, self.scale = shift, scale
+        self.shift, self.scale, self.apart, self.border = shift, scale, apart, border
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """One draw of zoom and shift."""
         h, w = image.shape[:2]
         zoom = float(self._rand_range(1 - self.scale, 1 + self.scale))
         dx, dy = self._rand_range(-self.shift, self.shift, size=2) * (w, h)
-        move = (w / 2 * (1 - zoom) + dx, h / 2 * (1 - zoom) + dy)
-        return FxAffineTransform(np.array([[zoom, 0, move[0]], [0, zoom, move[1]]]))
+        tall = float(self._rand_range(1 - self.scale, 1 + self.scale)) if self.apart else zoom
+        move = (w / 2 * (1 - zoom) + dx, h / 2 * (1 - tall) + dy)
+        matrix = np.array([[zoom, 0, move[0]], [0, tall, move[1]]])
+        return FxAffineTransform(matrix, self.border)
+
+
+class RandomTurnShear(T.Augmentation):
+    """Rotate and shear about the centre; with zeros around, rotations are Detectron2's."""
+
+    def __init__(self, rotate_deg: float, shear_deg: float, border: str) -> None:
+        super().__init__()
+        self.rotate_deg, self.shear_deg, self.border = rotate_deg, shear_deg, border
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """One draw of both angles."""
+        h, w = image.shape[:2]
+        turn = math.radians(self._rand_range(-self.rotate_deg, self.rotate_deg))
+        shear = math.tan(math.radians(self._rand_range(-self.shear_deg, self.shear_deg)))
+        cos, sin = math.cos(turn), math.sin(turn)
+        linear = np.array([[cos, sin], [-sin, cos]]) @ [[1, shear], [0, 1]]
+        centre = np.array([w / 2, h / 2])
+        return FxAffineTransform(np.c_[linear, centre - linear @ centre], self.border)
 
 
 class RandomGamma(T.Augmentation):
@@ -311,6 +348,9 @@ class AugmentConfig:
     rotate_deg: float
     shift: float
     scale: float
+    shear_deg: float
+    scale_apart: bool
+    border: str
     geometry_prob: float
     brightness: float
     contrast: float
@@ -337,10 +377,13 @@ class AugmentConfig:
         if self.flip:
             found.append(T.RandomFlip(self.flip))
         moves: list[T.Augmentation] = []
-        if self.rotate_deg:
+        if self.shear_deg or (self.rotate_deg and self.border != "zero"):
+            moves.append(RandomTurnShear(self.rotate_deg, self.shear_deg, self.border))
+        elif self.rotate_deg:
             moves.append(T.RandomRotation([-self.rotate_deg, self.rotate_deg], expand=False))
         if self.shift or self.scale:
-            moves.append(RandomShiftScale(self.shift, self.scale))
+            how = {"apart": self.scale_apart, "border": self.border}
+            moves.append(RandomShiftScale(self.shift, self.scale, **how))
         return found + [T.RandomApply(move, self.geometry_prob) for move in moves]
 
     def grey(self) -> list[T.Augmentation]:

@@ -159,6 +159,7 @@ LUNGS_2 = ("Left Lung", "Right Lung")
 JSRT_5 = ("Left Lung", "Right Lung", "Heart", "Left Clavicle", "Right Clavicle")
 
 COVID_RADIOGRAPHY_4 = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+COVID_RADIOGRAPHY_3 = ("COVID", "Normal", "Viral Pneumonia")
 COVID_QU_EX_3 = ("COVID-19", "Non-COVID", "Normal")
 COVID_QU_EX_MASKS = ("Lungs", "COVID-19 Infection")
 COVID19_SEG_12 = (

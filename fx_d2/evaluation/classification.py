@@ -11,6 +11,7 @@ from fx_d2.data.label_policy import for_evaluation
 from fx_d2.data.record import Record
 
 from .curves import areas, interval, replicates
+from .exclusive import calibration_error, confusion, most_probable, multiclass_figures
 from .operating_point import FIXED, POLICIES, best_threshold, said
 from .truth import TaskEvaluator, Truth
 
@@ -91,7 +92,7 @@ class ClassificationEvaluator(TaskEvaluator):
         per_class += [] if multiclass else ["ECE"]
         alone = [f"{n}_{s}{end}" for s in self.subsets for n in ("AUC", "AP") for end in ends]
         alone += [f"F1_{subset}" for subset in self.subsets]
-        return tuple(per_class), (*alone, *(["ECE"] if multiclass else []))
+        return tuple(per_class), (*alone, *(["ECE", "log_loss"] if multiclass else []))
 
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
         raw = record.get("labels")
@@ -133,19 +134,19 @@ class ClassificationEvaluator(TaskEvaluator):
         multiclass = self.source.cls_kind == "multiclass"
         per_class: dict[str, np.ndarray] = _areas_per_class(scores, labels, usable)
         thresholds, how = self._thresholds(scores, labels, usable)
-        predicted = _most_probable(scores) if multiclass else scores >= thresholds
+        predicted = most_probable(scores) if multiclass else scores >= thresholds
         per_class |= _operating_point(predicted, labels, usable)
         if not multiclass:
             per_class["ECE"] = np.array(
                 [
-                    _calibration_error(scores[k, c], labels[k, c], self.n_bins)
+                    calibration_error(scores[k, c], labels[k, c], self.n_bins)
                     for c in usable
                     for k in [~np.isnan(labels[:, c])]
                 ]
             )
         metrics = {name: float(v.mean()) for name, v in per_class.items() if len(v)}
         if multiclass:
-            metrics |= _multiclass_figures(scores, labels, self.n_bins)
+            metrics |= multiclass_figures(scores, labels, self.n_bins)
         for subset, names in self.subsets.items():
             chosen = [i for i, c in enumerate(usable) if self.classes[c] in names]
             for name in ("AUC", "AP", "F1"):
@@ -171,6 +172,8 @@ class ClassificationEvaluator(TaskEvaluator):
             f"seed {self.seed}; an image without a patient is one of its own",
             "ECE": f"{self.n_bins} equal bins",
         }
+        if multiclass:
+            notes["confusion"] = confusion(scores, labels, self.classes)
         if self.groups:
             notes["groups"] = {name: list(members) for name, members in self.groups.items()}
             notes["groups_by"] = self.groups_note
@@ -282,11 +285,6 @@ def _areas_per_class(
     return {"AUC": auc, "AP": average}
 
 
-def _most_probable(scores: np.ndarray) -> np.ndarray:
-    """Bool (N, C), true for the first most probable class."""
-    return np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
-
-
 def _operating_point(
     predicted: np.ndarray, labels: np.ndarray, usable: Sequence[int]
 ) -> dict[str, np.ndarray]:
@@ -310,31 +308,3 @@ def _operating_point(
         "accuracy": accuracy,
         "kappa": (accuracy - chance) / (1 - chance),
     }
-
-
-def _calibration_error(confidence: np.ndarray, right: np.ndarray, n_bins: int) -> float:
-    """Mean gap between confidence and frequency over equal bins, weighted by their images."""
-    bins = np.minimum((confidence * n_bins).astype(np.int64), n_bins - 1)
-    gap = np.bincount(bins, weights=confidence - right, minlength=n_bins)
-    return float(np.abs(gap).sum() / len(confidence))
-
-
-def _multiclass_figures(scores: np.ndarray, labels: np.ndarray, n_bins: int) -> dict[str, float]:
-    """Accuracy, kappa and top-label calibration over all classes together."""
-    whole = ~np.isnan(labels).any(axis=1) & (labels == 1).any(axis=1)
-    if not whole.any():
-        return {}
-    scores, labels = scores[whole], labels[whole]
-    n_classes = labels.shape[1]
-    true, said = labels.argmax(axis=1), scores.argmax(axis=1)
-    pairs = np.bincount(true * n_classes + said, minlength=n_classes**2)
-    table = pairs.reshape(n_classes, n_classes) / len(true)
-    accuracy = float(np.trace(table))
-    chance = float(table.sum(axis=0) @ table.sum(axis=1))
-    figures = {
-        "accuracy": accuracy,
-        "ECE": _calibration_error(scores.max(axis=1), (true == said).astype(float), n_bins),
-    }
-    if chance < 1:  # else truth and prediction are one and the same class throughout
-        figures["kappa"] = (accuracy - chance) / (1 - chance)
-    return figures

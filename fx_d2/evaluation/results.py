@@ -103,12 +103,22 @@ def format_table(results: Mapping[str, Mapping[str, float]]) -> str:
         if rest:
             table = [[m, _shown(by_class[_SUMMARY][m])] for m in rest]
             lines += [tabulate(table, ["metric", "figure"], "github", disable_numparse=True), ""]
+        lines += _confusion(notes.get(key, {}).get("confusion"))
         lines += [
             f"Left out, {reason}: {_listed(names)}"
             for reason, names in notes.get(key, {}).get("left_out", {}).items()
         ]
         parts.append("\n".join(lines).rstrip())
     return "\n\n".join(parts) + "\n"
+
+
+def _confusion(found: Mapping[str, Any] | None) -> list[str]:
+    """A table of who is taken for whom, where classes exclude each other."""
+    if found is None:
+        return []
+    rows = [[c, *row] for c, row in zip(found["classes"], found["table"], strict=True)]
+    head = ["images of ... said to be", *found["classes"]]
+    return [tabulate(rows, head, "github", disable_numparse=True), ""]
 
 
 def _listed(names: Any) -> str:

@@ -29,9 +29,15 @@ PRESETS: dict[str, Preset] = {
     "tresnet_l": Preset("tresnet_l.miil_in1k", "FPSM, larger"),
     # coatnet_0_224, the paper's layout, has no published weights.
     "coatnet_0": Preset("coatnet_0_rw_224.sw_in1k", "hybrid multi-stage"),
+    "xception": Preset("legacy_xception.tf_in1k", "hybrid multi-stage, comparison"),
+    "inception_resnet_v2": Preset("inception_resnet_v2.tf_in1k", "hybrid multi-stage, comparison"),
     "convnext_t": Preset("convnext_tiny.fb_in22k", "comparison"),
     "resnet50": Preset("resnet50.a1_in1k", "comparison; Detectron2's usual trunk"),
 }
+
+# Networks of timm whose convolutions have no padding and shrink their maps by a rim; as trunks they
+# get it. The weights are the same.
+UNPADDED = ("legacy_xception", "inception_resnet_v2")
 
 
 def network_name(name: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .channel_norm import ChannelNorm
 from .conv_stem import MOMENTUM, ConvStem
-from .presets import network_name
+from .presets import UNPADDED, network_name
 from .weights import WeightsReport, load_trunk_weights
 
 _STAGE_OF_STRIDE = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
@@ -242,6 +242,8 @@ def _create(
                 "img_size", tuple(-(-s // _DIVISIBILITY) * _DIVISIBILITY for s in img_size)
             )
         net = timm.create_model(network, **given)
+        if network.partition(".")[0] in UNPADDED:
+            _pad(net)
     except TypeError as exc:
         raise ValueError(
             f"timm's {network} cannot be built with {given}: {exc}. See MODEL.FX.TRUNK.KWARGS"
@@ -271,6 +273,15 @@ def _embed_by_convolutions(net: nn.Module, network: str, in_channels: int, momen
         )
     stem = ConvStem(in_channels, patches.out_channels, momentum=momentum)
     net.get_submodule("patch_embed").add_module("proj", stem)
+
+
+def _pad(net: nn.Module) -> None:
+    """Maps of exactly a half, a quarter and so on: every kernel that has no padding gets it."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and tuple(module.padding) == (0, 0):
+            module.padding = tuple(side // 2 for side in module.kernel_size)
+        elif isinstance(module, nn.MaxPool2d) and module.padding == 0:
+            module.padding = int(module.kernel_size) // 2
 
 
 def _probe(network: str, given: Mapping[str, Any]) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fx_d2.data.sources import get_source
 from fx_d2.phantom.cases import patient_of
 from fx_d2.phantom.look import LOOKS
 from fx_d2.phantom.studio import draw_view, fixed_frame, photograph
@@ -16,7 +17,7 @@ from fx_d2.phantom.writers.raster_out import write_mask, write_png
 from fx_d2.phantom.writers.sheet_out import write_sheet
 from fx_d2.phantom.writers.text_out import write_text
 
-KEY = "covid_radiography"
+KEY, THREE = "covid_radiography", "covid_radiography_3"
 _IMAGE_PX, _MASK_PX = 299, 256
 _CASES = {
     "COVID": covid_case,
@@ -36,7 +37,7 @@ def resized(mask: np.ndarray, side: int) -> np.ndarray:
 class CovidRadiography(Writer):
     """``COVID-19_Radiography_Dataset/<class>/{images,masks}`` and one workbook per class."""
 
-    keys = (KEY,)
+    keys = (KEY, THREE)
     folders = ("COVID-19_Radiography_Dataset",)
 
     def write_patient(self, job: Job, member: Member) -> list[Entry]:
@@ -56,16 +57,20 @@ class CovidRadiography(Writer):
         write_png(job.root / home / "images" / f"{stem}.png", shot.pixels, mode)
         mask = resized(shot.structure("left_lung", "right_lung"), _MASK_PX)
         write_mask(job.root / home / "masks" / f"{stem}.png", mask, "RGB")
-        truth = truth_row(
-            image_id=stem,
-            file=f"{home}/images/{stem}.png",
-            part=member.part,
-            pixels=shot.pixels,
-            bits=8,
-            labels=label_dict(KEY, [name]),
-            masks={"Lungs": resized(mask, _IMAGE_PX)},
-        )
-        return [Entry(member.part, {"class": name, "stem": stem}, {KEY: truth})]
+        truths = {
+            key: truth_row(
+                image_id=stem,
+                file=f"{home}/images/{stem}.png",
+                part=member.part,
+                pixels=shot.pixels,
+                bits=8,
+                labels=label_dict(key, [name]),
+                masks={"Lungs": resized(mask, _IMAGE_PX)},
+            )
+            for key in self.keys
+            if name in get_source(key).cls_classes
+        }
+        return [Entry(member.part, {"class": name, "stem": stem}, truths)]
 
     def write_index(self, job: Job, entries: Sequence[Entry]) -> None:
         """Workbooks that name the files (in capitals for one class), and empty class folders."""
