@@ -41,6 +41,9 @@ def _add_trunk(cfg: CN) -> None:
     # Weight of a batch in the running statistics of "conv", which predictions are made with. 0.02
     # remembers the last fifty batches: a cycle that stays with a source for long wants less.
     cfg.MODEL.FX.TRUNK.STEM_MOMENTUM = 0.02
+    # Weight of a batch in the running statistics of an encoder of build_smp_encoder; 0 is its own,
+    # which for EfficientNet (0.01) is too slow for a short run from random weights.
+    cfg.MODEL.FX.TRUNK.NORM_MOMENTUM = 0.0
     # Further arguments of the timm network, such as {embed_dim: 24, depths: [1, 1, 1, 1]} for a
     # tiny variant; they win over those of the row.
     cfg.MODEL.FX.TRUNK.KWARGS = CN(new_allowed=True)

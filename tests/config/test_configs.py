@@ -18,6 +18,7 @@ from fx_d2.engine.checks import check_config
 from fx_d2.engine.optimizer import NormClipper, build_optimizer
 from fx_d2.engine.setup import ConfigError, load_config
 from fx_d2.modeling.backbone.presets import network_name
+from fx_d2.modeling.backbone.smp_encoder import ZOO
 from fx_d2.modeling.heads.spec import head_specs
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
@@ -39,7 +40,10 @@ def load(name: str | Path) -> CfgNode:
     cfg = load_config(str(ROOT / ("Base-FX.yaml" if layer else name)), ["MODEL.DEVICE", "cpu"])
     if cfg.DATASETS.TRAIN:  # a base file leaves the datasets to its children
         check_config(cfg, train=True)
-    network_name(cfg.MODEL.FX.TRUNK.NAME)
+    if cfg.MODEL.META_ARCHITECTURE == "Segmentor":
+        assert cfg.MODEL.FX.TRUNK.NAME in ZOO
+    else:
+        network_name(cfg.MODEL.FX.TRUNK.NAME)
     cfg = cfg.clone()
     cfg.defrost()
     if layer:
@@ -58,6 +62,9 @@ def tiny(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
     cfg.MODEL.FX.SEG.CHANNELS = 24  # "upernet" needs the width of the finest stage
     cfg.MODEL.FX.CLS.LOCAL.DIM = 16
+    if cfg.MODEL.META_ARCHITECTURE == "Segmentor":
+        cfg.MODEL.FX.TRUNK.NAME, cfg.MODEL.FX.SEG.CHANNELS = "mobilenet_v2", 32
+        cfg.MODEL.FX.TRUNK.KWARGS.clear()
     if not (cfg.DATASETS.TRAIN or cfg.MODEL.FX.SOURCES):
         cfg.MODEL.FX.SOURCES = ("chestx_det",)
     return cfg

@@ -61,7 +61,14 @@ class SmpEncoder(Backbone):
     """
 
     @configurable
-    def __init__(self, *, name: str, in_channels: int = 1, pretrained: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        in_channels: int = 1,
+        pretrained: str = "",
+        norm_momentum: float = 0.0,
+    ) -> None:
         """Build the encoder.
 
         Args:
@@ -69,7 +76,10 @@ class SmpEncoder(Backbone):
             in_channels: channels of the images.
             pretrained: "" for random weights, the library's name of published ones ("imagenet"),
                 or a file.
+            norm_momentum: weight of a batch in running statistics; 0 is the encoder's own.
         """
+        if not 0 <= norm_momentum <= 1:
+            raise ValueError(f"MODEL.FX.TRUNK.NORM_MOMENTUM is {norm_momentum}; it is in [0, 1]")
         super().__init__()
         encoders = smp_library().encoders
         if name not in encoders.encoders:
@@ -93,6 +103,10 @@ class SmpEncoder(Backbone):
         if pretrained:
             settings = encoders.encoders[name]["pretrained_settings"]
             self.weights_report = _load(net, name, settings, pretrained, in_channels)
+        if norm_momentum:
+            for module in net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.momentum = norm_momentum
         self.net = net
         self._out_features = [f"res{level}" for level in range(1, _DEPTH + 1)]
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
@@ -118,6 +132,7 @@ class SmpEncoder(Backbone):
             "name": trunk.NAME,
             "in_channels": input_shape.channels,
             "pretrained": trunk.PRETRAINED,
+            "norm_momentum": trunk.NORM_MOMENTUM,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
