@@ -26,11 +26,13 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from fx_d2.pipelines.lung_masks import LungSegmentor, MaskRecipe
+from fx_d2.pipelines.mask_ensemble import RULES, Cleaning
 from tqdm import tqdm
 
 from fx_d2.benchmark.memory import status_mib
@@ -48,13 +50,11 @@ from fx_d2.explain import CAM_METHODS
 from fx_d2.pipelines.evidence import LungLimits, lesions_of
 from fx_d2.pipelines.hybrid import Hybrid, HybridSettings
 from fx_d2.pipelines.hybrid_files import FOLDERS, HybridFolder
-from fx_d2.pipelines.hybrid_weights import find_weights
+from fx_d2.pipelines.hybrid_weights import HybridWeights, find_weights
 from fx_d2.pipelines.lung_classifier import LungClassifier
-from fx_d2.pipelines.lung_segmentor import LungSegmentor
-from fx_d2.pipelines.mask_ensemble import RULES, MaskRule
 from fx_d2.pipelines.stages import Film, LungMask
 
-_DEFAULTS = HybridSettings()
+_DEFAULTS, _RECIPE = HybridSettings(), MaskRecipe()
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="", metavar="D", help="such as cuda:1; default: a GPU if there is one")
     stages = parser.add_argument_group("stages")
     add = stages.add_argument
-    add("--rule", choices=RULES, default=_DEFAULTS.lungs.rule, help="of several segmentors")
+    add("--rule", choices=tuple(RULES), default=_RECIPE.rule, help="of several segmentors")
     add("--dilate", type=_share, metavar="S", help="by which share of its side a mask grows")
     add("--lung-area", nargs=2, type=_share, metavar=("LOW", "HIGH"), help="plausible: 0.1 0.6")
     add("--lung-input", choices=LUNG_MODES, help="shown to the classifier; default: as trained")
@@ -158,26 +158,30 @@ def _pipeline(args: argparse.Namespace) -> Hybrid:
         found = find_weights(
             args.weights, args.segmentor, args.classifier, need_segmentors=args.masks is None
         )
-        segmentors = [
-            LungSegmentor.load(one.path, device, name=one.name, head=one.head)
-            for one in found.segmentors
-        ]
         one = found.classifier
-        classifier = LungClassifier.load(one.path, device, name=one.name, head=one.head)
-        return Hybrid(segmentors, classifier, _settings(args))
+        classifier = LungClassifier.load(one.path, device, head=one.head)
+        return Hybrid(_segmentor(args, found, device), classifier, _settings(args))
     except (CheckpointError, ConfigError) as exc:
         raise WrongUse(str(exc)) from exc
     except (KeyError, ValueError) as exc:
         raise WrongUse(str(exc.args[0])) from exc
 
 
+def _segmentor(
+    args: argparse.Namespace, found: HybridWeights, device: torch.device
+) -> LungSegmentor | None:
+    if args.masks is not None:
+        return None
+    cleaning = Cleaning() if args.dilate is None else Cleaning(dilate=args.dilate)
+    heads = [one.head for one in found.segmentors]
+    paths = [one.path for one in found.segmentors]
+    recipe = MaskRecipe(args.rule, cleaning=cleaning)
+    return LungSegmentor(paths, heads=heads, recipe=recipe, device=device)
+
+
 def _settings(args: argparse.Namespace) -> HybridSettings:
-    lungs = MaskRule(args.rule)
-    if args.dilate is not None:
-        lungs = replace(lungs, dilate=args.dilate)
     limits = LungLimits(*args.lung_area) if args.lung_area else LungLimits()
     return HybridSettings(
-        lungs=lungs,
         limits=limits,
         lung_input=args.lung_input,
         method=args.method,

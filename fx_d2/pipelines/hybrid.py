@@ -2,7 +2,7 @@
 
 Every stage can be called alone::
 
-    pipeline = Hybrid(segmentors, classifier)
+    pipeline = Hybrid(LungSegmentor(["runs/unet", "runs/fpn"]), classifier)
     film = Film("a.dcm")
     lungs = pipeline.segment(film)             # LungMask
     crop = pipeline.crop(film, lungs)          # Crop
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,7 @@ from .evidence import (
     share_within,
 )
 from .lung_classifier import LungClassifier
-from .lung_segmentor import LungSegmentor
-from .mask_ensemble import MaskRule, combine_masks
+from .lung_masks import LungSegmentor
 from .stages import Crop, Film, HeatMap, LungMask, Mask, Scores
 
 DONE, NO_LUNGS = "done", "no lungs"
@@ -47,7 +46,6 @@ class HybridSettings:
     """What the pipeline leaves to its user.
 
     Args:
-        lungs: how segmentors are combined and the mask is cleaned.
         limits: of a plausible lung mask.
         lung_input: what the classifier is shown; None is what it was trained with.
         margin: around the box of the lungs; None likewise.
@@ -60,7 +58,6 @@ class HybridSettings:
         level: of the severity heuristic, as a share of a map's maximum.
     """
 
-    lungs: MaskRule = field(default_factory=MaskRule)
     limits: LungLimits = field(default_factory=LungLimits)
     lung_input: str | None = None
     margin: float | None = None
@@ -137,22 +134,21 @@ class Hybrid:
     """Runs the stages; holds models, keeps nothing of a film.
 
     Args:
-        segmentors: of lungs; may be empty where masks are given.
+        segmentor: of lungs, one model or several combined; None where masks are given.
         classifier: of what the lungs show.
         settings: everything else.
 
     Raises:
-        ValueError: a class to explain is not among the classifier's.
-        KeyError: there is no such layer.
+        ValueError: a class to explain is not among the classifier's; or there is no such layer.
     """
 
     def __init__(
         self,
-        segmentors: Sequence[LungSegmentor],
+        segmentor: LungSegmentor | None,
         classifier: LungClassifier,
         settings: HybridSettings | None = None,
     ) -> None:
-        self.segmentors, self.classifier = tuple(segmentors), classifier
+        self.segmentor, self.classifier = segmentor, classifier
         self.settings = settings or HybridSettings()
         self.mode = self.settings.lung_input or classifier.lung_input.mode
         margin = self.settings.margin
@@ -171,16 +167,13 @@ class Hybrid:
         Raises:
             DataError: the film cannot be read.
         """
-        if not self.segmentors:
+        if self.segmentor is None:
             raise ValueError("this pipeline has no lung segmentor; give it a LungMask")
-        rule = self.settings.lungs
-        maps = [segmentor(film) for segmentor in self.segmentors]
-        members = {
-            one.name: float((found >= rule.threshold).mean())
-            for one, found in zip(self.segmentors, maps, strict=True)
-        }
-        mask = combine_masks(np.stack(maps), rule)
-        return LungMask(mask, rule.rule if len(maps) > 1 else "single", members)
+        recipe, names = self.segmentor.recipe, self.segmentor.names
+        found = self.segmentor.probabilities(film)
+        shares = (found >= recipe.threshold).mean(axis=(1, 2)).tolist()
+        rule = recipe.rule if len(names) > 1 else "one model"
+        return LungMask(recipe(found), rule, dict(zip(names, shares, strict=True)))
 
     def crop(self, film: Film, lungs: LungMask) -> Crop:
         """What the classifier is shown.
@@ -266,12 +259,9 @@ class Hybrid:
         """What a result says about how it was made."""
         settings = self.settings
         return {
-            "segmentors": [
-                {"name": one.name, "head": one.spec.name, **one.trained.origin()}
-                for one in self.segmentors
-            ],
+            "segmentors": [] if self.segmentor is None else self.segmentor.origin(),
             "classifier": self.classifier.origin(),
-            "lung_rule": vars(settings.lungs) | {"used": len(self.segmentors)},
+            "lung_recipe": None if self.segmentor is None else asdict(self.segmentor.recipe),
             "lung_limits": vars(settings.limits),
             "lung_input": {"mode": self.mode, "margin": self.margin},
             "heat_map": {"method": settings.method, "layer": self.layer},

@@ -257,8 +257,10 @@ class HybridFolder:
     def _tables(self) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
         columns = ("true lesion", "heat map of", "films", "on the lesion", "by chance", "maximum")
         rows = [
-            (row["truth"], row["heat_map"], str(row["films"]))
-            + tuple(percent(row[key]) for key in ("energy", "chance", "maximum_inside"))
+            (
+                *(row["truth"], row["heat_map"], str(row["films"])),
+                *(percent(row[key]) for key in ("energy", "chance", "maximum_inside")),
+            )
             for row in self.totals.lesion_rows()
         ]
         return [("Heat maps on true lesions", columns, rows)]
@@ -297,12 +299,12 @@ def row_of_map(one: MapFigures) -> dict[str, Any]:
 
 def facts_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How it was made, in words for the page."""
-    lungs = [f"{one['name']} ({one['head']}, {_digest(one)})" for one in about["segmentors"]]
+    lungs = [f"{one['name']} ({one['source']}, {_digest(one)})" for one in about["segmentors"]]
     one, shown, heat = about["classifier"], about["lung_input"], about["heat_map"]
     limits = about["lung_limits"]
     return [
         ("lung segmentors", ", ".join(lungs) or "none: masks were given"),
-        ("combined by", ", ".join(f"{k} {v}" for k, v in about["lung_rule"].items())),
+        ("combined by", _recipe(about["lung_recipe"])),
         ("plausible lung area", f"{limits['min_area']:.0%} to {limits['max_area']:.0%}"),
         ("classifier", f"{one['name']} ({one['head']}, {_digest(one)})"),
         ("shown to it", f"{shown['mode']}, margin {shown['margin']:g}"),
@@ -310,6 +312,16 @@ def facts_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("positive from", f"{about['threshold']:g}, or the likeliest class where one is true"),
         ("evidence in the lungs from", f"{about['min_in_lung']:.0%} of a heat map"),
     ]
+
+
+def _recipe(recipe: Mapping[str, Any] | None) -> str:
+    if recipe is None:
+        return "nothing"
+    clean = recipe["cleaning"]
+    return (
+        f"{recipe['rule']} from {recipe['threshold']:g}, then the {clean['components']} largest "
+        f"pieces, holes filled, grown by {clean['dilate']:.1%} of the longer side"
+    )
 
 
 def _digest(origin: Mapping[str, Any]) -> str:

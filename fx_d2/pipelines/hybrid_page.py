@@ -22,7 +22,8 @@ h1 { margin-bottom: 2px } .what { font-size: 13px }
 .tile b { font-size: 24px; font-variant-numeric: tabular-nums; display: block }
 .tile span { color: var(--dim); font-size: 13px }
 .note { border-left-color: var(--warn); font-size: 13px }
-section.card { border-left-color: var(--good) } section.card.warned { border-left-color: var(--warn) }
+section.card { border-left-color: var(--good) }
+section.card.warned { border-left-color: var(--warn) }
 section.card.skipped { border-left-color: var(--edge) }
 .head { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: baseline; margin-bottom: 10px }
 .head h2 { overflow-wrap: anywhere } .head .size { color: var(--dim); font-size: 12px }
@@ -35,7 +36,8 @@ section.card.skipped { border-left-color: var(--edge) }
 .row figcaption { color: var(--dim); margin-top: 4px }
 .bars { font-size: 13px; display: grid; gap: 3px 8px; align-items: center;
         grid-template-columns: minmax(70px, max-content) 1fr 3em }
-.bars i { height: 9px; border-radius: 3px; background: var(--line); display: block; overflow: hidden }
+.bars i { height: 9px; border-radius: 3px; background: var(--line); display: block;
+          overflow: hidden }
 .bars i b { display: block; height: 100%; background: var(--edge) }
 .bars i.hot b { background: var(--bad) } .bars span { overflow-wrap: anywhere }
 .bars em { font-style: normal; text-align: right; font-variant-numeric: tabular-nums }

@@ -43,6 +43,10 @@ class Film:
         self._loaded: dict[str, LoadedImage] = {} if loaded is None else {"auto": loaded}
         self._grey: dict[IntensityConfig, Grey] = {}
 
+    def __fspath__(self) -> str:
+        """Its path: what takes a file takes a film."""
+        return str(self.path)
+
     def loaded(self, voi: str = "auto") -> LoadedImage:
         """The image as :func:`fx_d2.data.images.read_image` gives it.
 
