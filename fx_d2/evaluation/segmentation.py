@@ -51,10 +51,10 @@ class SegmentationEvaluator(TaskEvaluator):
         self.threshold, self.hd95, self.bce = threshold, hd95, bce
 
     def _figures(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        overlap = ("Dice", "IoU", "empty_predictor", "Dice_positive", "IoU_positive")
+        images = ("Dice", "IoU", "empty_predictor", "Dice_positive", "IoU_positive")
         pooled = ("Dice_pooled", "IoU_pooled")
         boundary = ("HD95", "HD95_undefined") if self.hd95 else ()
-        return (*overlap, *pooled, *boundary, *(("BCE",) if self.bce else ())), ()
+        return (*images, *pooled, *boundary, *(("BCE",) if self.bce else ())), ()
 
     def _row(self, record: Record, given: Mapping, output: Mapping) -> Any:
         """float64 (C, 5): pixels in both, predicted, true, HD95, BCE; NaN where not annotated."""
@@ -82,7 +82,7 @@ class SegmentationEvaluator(TaskEvaluator):
         return row
 
     def _lines(self, row: Any) -> Iterator[tuple]:
-        dice, iou = _overlap(row[:, 0], row[:, 1], row[:, 2])
+        dice, iou = overlap(row[:, 0], row[:, 1], row[:, 2])
         for c, name in enumerate(self.classes):
             if not np.isnan(row[c, 0]):
                 yield name, float(dice[c]), float(iou[c]), int(row[c, 2]), int(row[c, 1])
@@ -121,7 +121,7 @@ def _class_figures(known: np.ndarray, with_hd95: bool, with_bce: bool) -> dict[s
     """The figures of a class from (N, 5) rows of annotated images."""
     both, said, true = known[:, 0], known[:, 1], known[:, 2]
     positive = true > 0
-    dice, iou = _overlap(both, said, true)
+    dice, iou = overlap(both, said, true)
     figures = {
         "Dice": float(dice.mean()),
         "IoU": float(iou.mean()),
@@ -144,7 +144,7 @@ def _class_figures(known: np.ndarray, with_hd95: bool, with_bce: bool) -> dict[s
     return figures
 
 
-def _overlap(both: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def overlap(both: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Dice and IoU of each from counts of pixels; 1 where there are none at all."""
     either = said + true - both
     empty = either == 0

@@ -1,1 +1,1 @@
-"""Several steps as one: committees of classifiers and what is made from them."""
+"""Several steps as one, each of which can be called alone: lung masks, committees, the hybrid."""

@@ -188,7 +188,7 @@ def _load(
     published = settings.get(pretrained, {})
     if not published and not Path(pretrained).is_file():
         raise WeightsError(
-            f"MODEL.FX.TRUNK.PRETRAINED: no file {pretrained}; of {name} it is \"\", "
+            f'MODEL.FX.TRUNK.PRETRAINED: no file {pretrained}; of {name} it is "", '
             f"{', '.join(map(repr, settings))} (model hub or its local cache) or a .safetensors or "
             ".pth file."
         )
