@@ -31,8 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fx_d2.pipelines.lung_masks import LungSegmentor, MaskRecipe
-from fx_d2.pipelines.mask_ensemble import RULES, Cleaning
 from tqdm import tqdm
 
 from fx_d2.benchmark.memory import status_mib
@@ -52,6 +50,8 @@ from fx_d2.pipelines.hybrid import Hybrid, HybridSettings
 from fx_d2.pipelines.hybrid_files import FOLDERS, HybridFolder
 from fx_d2.pipelines.hybrid_weights import HybridWeights, find_weights
 from fx_d2.pipelines.lung_classifier import LungClassifier
+from fx_d2.pipelines.lung_masks import LungSegmentor, MaskRecipe
+from fx_d2.pipelines.mask_ensemble import RULES, Cleaning
 from fx_d2.pipelines.stages import Film, LungMask
 
 _DEFAULTS, _RECIPE = HybridSettings(), MaskRecipe()

@@ -293,7 +293,7 @@ def row_of_map(one: MapFigures) -> dict[str, Any]:
     return {
         **{"class": one.cls, "probability": one.probability, "positive": one.positive},
         **{"in_lung": _known(one.in_lung), "even": one.even},
-        "severity": _known(one.severity),
+        "severity_heuristic": _known(one.severity),
     }
 
 

@@ -217,7 +217,7 @@ def _card_figures(card: Card) -> str:
     )
     rows = "".join(
         f"<tr><td>{_text(row['class'])}<td class=n>{percent(row['in_lung'])}"
-        f"<td class=n>{percent(row['even'])}<td class=n>{percent(row['severity'])}"
+        f"<td class=n>{percent(row['even'])}<td class=n>{percent(row['severity_heuristic'])}"
         for row in card.figures
     )
     top = "<tr><th>heat map of<th class=n>in lungs<th class=n>by chance<th class=n>severity *"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fx_d2.explain import IGSettings
-from fx_d2.pipelines.committee import Committee, MemberSpec, build_committee
+from fx_d2.pipelines.committee import Committee, build_committee
 from fx_d2.predictor import Predictor
 
 Saved = Callable[..., Path]
