@@ -25,6 +25,7 @@ import quiet_interrupt  # noqa: F401 - before anything slow
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +118,7 @@ def _jobs(args: argparse.Namespace) -> list[_Job]:
             records: Any = load_datasets([args.dataset])
         except KeyError as exc:
             raise WrongUse(str(exc.args[0])) from exc
-        names = [file_name(str(record["image_id"])) for record in records]
-        jobs = [
-            _Job(ImageFile(Path(record["file_name"]), name), record)
-            for name, record in zip(names, records, strict=True)
-        ]
+        jobs = list(_listed(records))
     else:
         try:
             jobs = [_Job(image) for image in find_images(args.input)]
@@ -131,6 +128,17 @@ def _jobs(args: argparse.Namespace) -> list[_Job]:
         places = ", ".join(map(str, args.input))
         raise WrongUse(f"no image in {places}; expected PNG, JPEG, BMP, GIF, DICOM, .mha or .IMG")
     return jobs[: args.num]
+
+
+def _listed(records: Sequence[Record]) -> Iterator[_Job]:
+    """The films of a data set; ids that become one file name are told apart by a number."""
+    taken: Counter[str] = Counter()
+    for record in records:
+        name = file_name(str(record["image_id"]))
+        taken[name.casefold()] += 1
+        number = taken[name.casefold()]
+        unique = name if number == 1 else f"{name}__{number}"
+        yield _Job(ImageFile(Path(record["file_name"]), unique), record)
 
 
 def _check_out(out: Path, given: Sequence[Path]) -> None:

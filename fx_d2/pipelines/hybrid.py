@@ -78,6 +78,8 @@ class HybridSettings:
         for name in ("threshold", "min_in_lung", "level"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
+        if self.level == 0:
+            raise ValueError("level is 0; every place of a map is at least that: take more")
         if self.max_maps < 1:
             raise ValueError(f"max_maps is {self.max_maps}; allowed: 1 or more")
 

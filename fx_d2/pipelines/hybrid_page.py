@@ -128,7 +128,8 @@ def render(page: Page) -> str:
 
 
 def _text(words: object) -> str:
-    return html.escape(str(words))
+    # The name of a file need not be text.
+    return html.escape(str(words).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _tiles(tiles: Iterable[tuple[str, str, str]]) -> str:
