@@ -30,22 +30,20 @@ import numpy as np
 
 from fx_d2.data.atomic import replacing, write_atomically
 from fx_d2.data.draw import contact_sheet
-from fx_d2.data.html_page import picture_tag
 from fx_d2.data.image_files import ImageFile
 from fx_d2.data.picture_files import file_name, save_png
 
 from .evidence import SEVERITY_NOTE, LesionEvidence
-from .hybrid import NO_LUNGS, Found, Hybrid, MapFigures
+from .hybrid import Found, Hybrid, MapFigures
+from .hybrid_cards import UNREADABLE, card_of, facts_of, known, row_of_map, tiles_of
 from .hybrid_page import Card, Page, percent, render
-from .hybrid_pictures import FilmPictures
+from .hybrid_pictures import FilmPictures, titled
 from .stages import Mask
 
 FORMAT = "fx_d2 hybrid 1"
 MASKS, MAPS, OVERLAYS = "masks", "maps", "overlays"
 LINES, TABLE, SUMMARY, PAGE = "films.jsonl", "summary.csv", "summary.json", "index.html"
 FOLDERS = (MASKS, MAPS, OVERLAYS)
-_UNREADABLE = "not read"
-_IN_PAGE_PX = 320
 _FIRST = ("file", "name", "status", "height", "width", "lung_area", "lung_pieces")
 _LAST = (
     *("positive", "explained", "in_lung_share", "in_lung_by_chance", "severity_heuristic"),
@@ -170,10 +168,10 @@ class HybridFolder:
     def fail(self, image: ImageFile, why: str) -> None:
         """Write down a film that could not be read."""
         self.failed.append((str(image.path), why))
-        self.totals.status[_UNREADABLE] += 1
-        self._line({"file": str(image.path), "name": image.name, "status": _UNREADABLE, "why": why})
+        self.totals.status[UNREADABLE] += 1
+        self._line({"file": str(image.path), "name": image.name, "status": UNREADABLE, "why": why})
         blank = len(_FIRST) - 3 + len(self.pipeline.classifier.classes) + len(_LAST) - 1
-        self._row([image.path, image.name, _UNREADABLE, *[""] * blank, why])
+        self._row([image.path, image.name, UNREADABLE, *[""] * blank, why])
 
     def finish(self, peak_mib: float) -> dict[str, Any]:
         """Write summary and page; what the summary says.
@@ -186,14 +184,14 @@ class HybridFolder:
             "films": sum(totals.status.values()),
             **{"by_status": dict(totals.status), "positive": dict(totals.positive)},
             **{"with_warnings": totals.warned, "warnings": dict(totals.kinds)},
-            "mean_in_lung_share": _known(_mean(totals.in_lung)),
-            "seconds_per_film": _known(_mean(totals.seconds)),
-            "peak_memory_mib": _known(peak_mib),
+            "mean_in_lung_share": known(_mean(totals.in_lung)),
+            "seconds_per_film": known(_mean(totals.seconds)),
+            "peak_memory_mib": known(peak_mib),
         }
         summary = {
             "format": FORMAT,
             **figures,
-            "lesions": [{k: _known(v) for k, v in row.items()} for row in totals.lesion_rows()],
+            "lesions": [{k: known(v) for k, v in row.items()} for row in totals.lesion_rows()],
             "severity": self._severity_note(),
             "settings": self.pipeline.described(),
             "not_read": [{"file": file, "why": why} for file, why in self.failed],
@@ -204,14 +202,20 @@ class HybridFolder:
 
     def _draw(self, image: ImageFile, found: Found, lesions: Mapping[str, Mask]) -> None:
         large = FilmPictures(found.film, self.size_px)
-        panels = [large.lungs(found.lungs)]
-        panels += [large.crop(found.crop)] if found.crop else [large.film()]
-        panels += [large.heat(heat, found.lungs, lesions) for heat in found.maps]
+        area = f"lungs {percent(found.lungs.area)} of {image.path.name}"
+        panels = [titled(large.lungs(found.lungs, found.crop), area)]
+        if found.crop is not None and self.pipeline.mode != "none":
+            shown = f"shown to the classifier: {self.pipeline.mode}"
+            panels.append(titled(large.crop(found.crop), shown))
+        panels += [
+            titled(large.heat(heat, found.lungs, lesions), f"{heat.method} {_said(one)}")
+            for heat, one in zip(found.maps, found.figures, strict=True)
+        ]
         path = self.folder / OVERLAYS / f"{image.name}.png"
         save_png(path, contact_sheet(panels, columns=min(len(panels), 4)))
         kept = self._warned if found.remarks else self._plain
         if len(kept) < self.max_cards:
-            kept.append(_card(image, found, lesions, self.pipeline.mode))
+            kept.append(card_of(image, found, lesions, self.pipeline.mode))
 
     def _count(self, found: Found, seconds: float) -> None:
         totals = self.totals
@@ -240,7 +244,7 @@ class HybridFolder:
         written = sum(self.totals.status.values()) - len(self.failed)
         return Page(
             title="Lungs, scores and heat maps",
-            tiles=_tiles(figures),
+            tiles=tiles_of(figures),
             cards=cards,
             left_out=written - len(cards),
             failed=self.failed,
@@ -282,100 +286,14 @@ def described(image: ImageFile, found: Found) -> dict[str, Any]:
         "positive": [one.cls for one in found.figures if one.positive],
         "maps": [row_of_map(one) for one in found.figures],
         "lesions": [
-            {name: _known(value) for name, value in vars(one).items()} for one in found.lesions
+            {name: known(value) for name, value in vars(one).items()} for one in found.lesions
         ],
         "warnings": [vars(one) for one in found.remarks],
     }
 
 
-def row_of_map(one: MapFigures) -> dict[str, Any]:
-    """The figures of a map; None where one is not known."""
-    return {
-        **{"class": one.cls, "probability": one.probability, "positive": one.positive},
-        **{"in_lung": _known(one.in_lung), "even": one.even},
-        "severity_heuristic": _known(one.severity),
-    }
-
-
-def facts_of(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How it was made, in words for the page."""
-    lungs = [f"{one['name']} ({one['source']}, {_digest(one)})" for one in about["segmentors"]]
-    one, shown, heat = about["classifier"], about["lung_input"], about["heat_map"]
-    limits = about["lung_limits"]
-    return [
-        ("lung segmentors", ", ".join(lungs) or "none: masks were given"),
-        ("combined by", _recipe(about["lung_recipe"])),
-        ("plausible lung area", f"{limits['min_area']:.0%} to {limits['max_area']:.0%}"),
-        ("classifier", f"{one['name']} ({one['head']}, {_digest(one)})"),
-        ("shown to it", f"{shown['mode']}, margin {shown['margin']:g}"),
-        ("heat maps", f"{heat['method']} of layer {heat['layer']}"),
-        ("positive from", f"{about['threshold']:g}, or the likeliest class where one is true"),
-        ("evidence in the lungs from", f"{about['min_in_lung']:.0%} of a heat map"),
-    ]
-
-
-def _recipe(recipe: Mapping[str, Any] | None) -> str:
-    if recipe is None:
-        return "nothing"
-    clean = recipe["cleaning"]
-    return (
-        f"{recipe['rule']} from {recipe['threshold']:g}, then the {clean['components']} largest "
-        f"pieces, holes filled, grown by {clean['dilate']:.1%} of the longer side"
-    )
-
-
-def _digest(origin: Mapping[str, Any]) -> str:
-    return f"sha256 {str(origin.get('weights_sha256'))[:12]}"
-
-
-def _card(image: ImageFile, found: Found, lesions: Mapping[str, Mask], mode: str) -> Card:
-    draw = FilmPictures(found.film, _IN_PAGE_PX)
-    members = ", ".join(f"{name} {share:.0%}" for name, share in found.lungs.members.items())
-    pictures = [(picture_tag(draw.lungs(found.lungs), "lung mask"), "lung mask")]
-    if found.crop is not None and mode != "none":
-        shown = picture_tag(draw.crop(found.crop), "what the classifier was shown")
-        pictures.append((shown, f"shown to the classifier: {mode}"))
-    for heat, one in zip(found.maps, found.figures, strict=True):
-        picture = draw.heat(heat, found.lungs, lesions)
-        caption = f"{heat.method} for {heat.cls} ({one.probability:.2f})"
-        pictures.append((picture_tag(picture, caption), caption))
-    facts = [("lung area", percent(found.lungs.area)), ("by segmentor", members)]
-    facts += [
-        (
-            f"on true {one.cls}",
-            f"{percent(one.energy)} of the map of {one.explained}; by chance {percent(one.chance)}",
-        )
-        for one in found.lesions
-    ]
-    return Card(
-        name=image.name,
-        file=str(image.path),
-        size=found.film.size,
-        pictures=pictures,
-        labels=found.scores.labels if found.scores else {},
-        positive=[one.cls for one in found.figures if one.positive],
-        figures=[row_of_map(one) for one in found.figures],
-        facts=[(words, figure) for words, figure in facts if figure],
-        warnings=[one.text for one in found.remarks],
-        skipped="no lungs found" if found.status == NO_LUNGS else "",
-    )
-
-
-def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    status, said = figures["by_status"], figures["with_warnings"]
-    bad, none = status.get(_UNREADABLE, 0), status.get(NO_LUNGS, 0)
-    tiles = [(f"{figures['films']:,}", "films", "")]
-    tiles += [(f"{count:,}", f"called {name}", "") for name, count in figures["positive"].items()]
-    tiles += [(f"{said:,}", "with a warning", "warn" if said else "good")]
-    tiles += [(f"{none:,}", "without lungs, not classified", "warn")] if none else []
-    tiles += [(f"{bad:,}", "not read", "bad" if bad else "good")]
-    if figures["mean_in_lung_share"] is not None:
-        tiles.append((percent(figures["mean_in_lung_share"]), "of a heat map in the lungs", ""))
-    if figures["seconds_per_film"] is not None:
-        tiles.append((f"{figures['seconds_per_film']:.2f} s", "per film", ""))
-    if figures["peak_memory_mib"] is not None:
-        tiles.append((f"{figures['peak_memory_mib'] / 1024:.1f} GB", "peak memory", ""))
-    return tiles
+def _said(one: MapFigures) -> str:
+    return f"{one.cls} {one.probability:.2f}, {percent(one.in_lung)} in lungs"
 
 
 def _map_cells(one: MapFigures | None) -> list[str]:
@@ -391,10 +309,6 @@ def _cell(value: float | None) -> str:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return fmean(known) if known else math.nan
-
-
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _save_grey(path: Path, values: np.ndarray) -> None:

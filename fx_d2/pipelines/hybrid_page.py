@@ -63,7 +63,7 @@ class Card:
         pictures: (``<img>`` tag, caption as plain text).
         labels: {class: probability}; empty where it was not classified.
         positive: classes called present.
-        figures: rows of the table of maps, as :func:`fx_d2.pipelines.hybrid_files.row_of_map`.
+        figures: rows of the table of maps, as :func:`fx_d2.pipelines.hybrid_cards.row_of_map`.
         facts: (words, figure as text) about the film.
         warnings: sentences.
         skipped: why later stages were left out; "" if they were not.

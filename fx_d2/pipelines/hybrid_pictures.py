@@ -7,15 +7,17 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
 
-from fx_d2.data.draw import Picture, display
+from fx_d2.data.draw import BACKGROUND, TEXT, Picture, display, fitted, font_of, font_px
 from fx_d2.data.transforms import FxResizeTransform
 
 from .stages import Crop, Film, Grey, HeatMap, LungMask, Mask
 
 LUNG_COLOUR = (64, 210, 230)
+BOX_COLOUR = (200, 205, 212)
 LESION_COLOUR = (255, 255, 255)
-_DIM = 0.55  # what is left of the brightness outside the lungs
+_DIM = 0.7  # what is left of the brightness outside the lungs
 _HEAT = 0.62  # opacity of the map at its maximum
 _COLOURS = cv2.COLORMAP_TURBO
 
@@ -39,12 +41,16 @@ class FilmPictures:
         """The film alone."""
         return _bytes(_coloured(self._grey))
 
-    def lungs(self, lungs: LungMask) -> Picture:
-        """The film, darker outside the lungs, which are outlined."""
+    def lungs(self, lungs: LungMask, crop: Crop | None = None) -> Picture:
+        """The film, darker outside the lungs, which are outlined, and the box that is cut out."""
         cover = _resized(lungs.mask.astype(np.float32), self.shape)
         canvas = _coloured(self._grey) * (_DIM + (1 - _DIM) * cover)[..., None]
         picture = _bytes(canvas)
         self._outline(picture, lungs.mask, LUNG_COLOUR)
+        if crop is not None and not crop.seen().all():
+            scale = [self.shape[1] / crop.frame[1], self.shape[0] / crop.frame[0]] * 2
+            x0, y0, x1, y1 = (round(v * s) for v, s in zip(crop.shown.box, scale, strict=True))
+            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), BOX_COLOUR, 1)
         return picture
 
     def heat(
@@ -84,6 +90,17 @@ class FilmPictures:
         if dark:  # a dark border keeps a light line visible on a bright map
             cv2.drawContours(picture, lines, -1, (0, 0, 0), self._line + 2, cv2.LINE_AA)
         cv2.drawContours(picture, lines, -1, colour, self._line, cv2.LINE_AA)
+
+
+def titled(picture: Picture, text: str) -> Picture:
+    """A picture below a line of text."""
+    size = font_px(max(picture.shape[:2]))
+    font, top = font_of(size), round(size * 1.6)
+    canvas = Image.new("RGB", (picture.shape[1], picture.shape[0] + top), BACKGROUND)
+    canvas.paste(Image.fromarray(picture), (0, top))
+    pen = ImageDraw.Draw(canvas)
+    pen.text((4, 2), fitted(pen, text, font, picture.shape[1] - 8), fill=TEXT, font=font)
+    return np.asarray(canvas)
 
 
 def colour_bar(width_px: int = 180, height_px: int = 12) -> Picture:
