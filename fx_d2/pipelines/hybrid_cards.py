@@ -114,7 +114,9 @@ def tiles_of(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     tiles += [(f"{none:,}", "without lungs, not classified", "warn")] if none else []
     tiles += [(f"{bad:,}", "not read", "bad" if bad else "good")]
     if figures["mean_in_lung_share"] is not None:
-        tiles.append((percent(figures["mean_in_lung_share"]), "of a heat map in the lungs", ""))
+        tiles.append(
+            (percent(figures["mean_in_lung_share"]), "of a heat map in the lungs, on average", "")
+        )
     if figures["seconds_per_film"] is not None:
         tiles.append((f"{figures['seconds_per_film']:.2f} s", "per film", ""))
     if figures["peak_memory_mib"] is not None:
