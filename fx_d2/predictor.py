@@ -212,6 +212,8 @@ class Inputs(Dataset):
         record: Record = {"file_name": name, "image_id": name, "source": self._source}
         if isinstance(image, np.ndarray):
             record["pixels"] = image
+        elif hasattr(image, "loaded"):
+            record["opened"] = image
         try:
             return image, self._mapper(record, "loc", ("predict",)) | self._stated
         except DataError as error:
@@ -219,7 +221,10 @@ class Inputs(Dataset):
 
 
 class _Reader:
-    """Files, and arrays in place of files."""
+    """Files, arrays in place of files, and files that somebody holds open.
+
+    The last are paths with a method ``loaded(voi)``: several models look at them, one decodes.
+    """
 
     def __init__(self, voi: str, mode: str) -> None:
         self._voi, self._mode = voi, mode
@@ -227,6 +232,8 @@ class _Reader:
     def read(self, record: Record) -> LoadedImage:
         if "pixels" in record:
             return _from_array(record["pixels"], self._mode)
+        if "opened" in record:
+            return record["opened"].loaded(self._voi)
         return read_image(record["file_name"], voi=self._voi)
 
 

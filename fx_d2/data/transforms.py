@@ -382,8 +382,9 @@ class AugmentConfig:
         elif self.rotate_deg:
             moves.append(T.RandomRotation([-self.rotate_deg, self.rotate_deg], expand=False))
         if self.shift or self.scale:
-            how = {"apart": self.scale_apart, "border": self.border}
-            moves.append(RandomShiftScale(self.shift, self.scale, **how))
+            moves.append(
+                RandomShiftScale(self.shift, self.scale, apart=self.scale_apart, border=self.border)
+            )
         return found + [T.RandomApply(move, self.geometry_prob) for move in moves]
 
     def grey(self) -> list[T.Augmentation]:

@@ -1,1 +1,1 @@
-"""Several models, one after the other or together: committees, ensembles of masks, pipelines."""
+"""Several steps as one, each of which can be called alone: lung masks, committees, the hybrid."""

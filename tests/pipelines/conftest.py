@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from detectron2.modeling import build_model
 
 from fx_d2.engine.checkpoint import FxCheckpointer
 from fx_d2.engine.setup import load_config
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside that are no tests
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = str(ROOT / "configs/quick_schedules/foundation_x_instant_test.yaml")
