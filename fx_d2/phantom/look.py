@@ -143,6 +143,7 @@ for _alias, _source in {
     "vindr_global": "vindr_cxr",
     "chexmask_vindr": "vindr_cxr",
     "cxr_lt": "mimic_cxr",
+    "covid_radiography_3": "covid_radiography",
 }.items():
     LOOKS[_alias] = LOOKS[_source]
 

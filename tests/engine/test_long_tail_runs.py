@@ -61,7 +61,8 @@ def test_the_quick_schedule(world: Path, tmp_path: Path) -> None:
     kept = config_of(read_description(cfg.OUTPUT_DIR)).MODEL.FX.CLS
     assert len(kept.PREVALENCE.cxr_lt) == len(kept.LABELLED.cxr_lt) == 26
     film = sorted((world / "MURA-v1.1").rglob("*.png"))[0]
-    found = Predictor(cfg.OUTPUT_DIR, device="cpu")(film)["labels"]
+    predictor = Predictor(cfg.OUTPUT_DIR, device="cpu", context={"body_part": "WRIST"})
+    found = predictor(film)["labels"]
     assert set(found) == {"cxr_lt", "mura"} and len(found["cxr_lt"]) == 26
 
 

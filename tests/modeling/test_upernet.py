@@ -27,5 +27,5 @@ def test_padded_sizes_give_a_map_at_stride_four(tiny_model):
 def test_wrong_settings_are_named(tiny_model):
     with pytest.raises(ValueError, match="CHANNELS is 16 and has to be 24"):
         tiny_model("chestx_det", **{**OPTIONS, "MODEL__FX__SEG__CHANNELS": 16})
-    with pytest.raises(ValueError, match="'upernett'; allowed: pyramid, upernet, pspnet, fpn"):
+    with pytest.raises(ValueError, match="'upernett'; allowed: pyramid, upernet, pspnet, unet"):
         tiny_model("chestx_det", MODEL__FX__SEG__DECODER="upernett")

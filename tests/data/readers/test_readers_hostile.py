@@ -66,6 +66,10 @@ FOLDERS = {
         "COVID-19_Radiography_Dataset/COVID/images",
         "COVID-19_Radiography_Dataset/Normal/masks",
     ),
+    "covid_radiography_3": (
+        "COVID-19_Radiography_Dataset/Viral Pneumonia/images",
+        "COVID-19_Radiography_Dataset/COVID/masks",
+    ),
     "covid_qu_ex": (
         "covid-qu-ex/Lung Segmentation Data/Lung Segmentation Data/Train/Normal/lung masks",
         "covid-qu-ex/Infection Segmentation Data/Infection Segmentation Data/Train/COVID-19/images",
