@@ -35,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 from fx_d2.benchmark.memory import status_mib
-from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, tool, whole
+from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, number, tool, whole
 from fx_d2.data.build import load_datasets, source_of
 from fx_d2.data.errors import DataError
 from fx_d2.data.image_files import ImageFile, find_images
@@ -56,6 +56,7 @@ from fx_d2.pipelines.mask_ensemble import RULES, Cleaning
 from fx_d2.pipelines.stages import Film, LungMask
 
 _DEFAULTS, _RECIPE = HybridSettings(), MaskRecipe()
+_SHARE = number(0, 1)
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,6 @@ class _Job:
 
     image: ImageFile
     record: Record | None = None
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,16 +87,34 @@ def _parser() -> argparse.ArgumentParser:
     stages = parser.add_argument_group("stages")
     add = stages.add_argument
     add("--rule", choices=tuple(RULES), default=_RECIPE.rule, help="of several segmentors")
-    add("--dilate", type=_share, metavar="S", help="by which share of its side a mask grows")
-    add("--lung-area", nargs=2, type=_share, metavar=("LOW", "HIGH"), help="plausible: 0.1 0.6")
+    add("--dilate", type=_SHARE, metavar="S", help="by which share of its side a mask grows")
+    add(
+        "--lung-area",
+        nargs=2,
+        type=_SHARE,
+        metavar=("LOW", "HIGH"),
+        help="plausible: 0.1 0.6",
+    )
     add("--lung-input", choices=LUNG_MODES, help="shown to the classifier; default: as trained")
     add("--method", choices=CAM_METHODS, default=_DEFAULTS.method, help="of the heat maps")
     add("--layer", default="", metavar="NAME", help="of the heat maps; default: the last stage")
     add("--class", dest="classes", action="append", default=[], metavar="NAME", help="to explain")
-    add("--threshold", type=_share, default=_DEFAULTS.threshold, metavar="P", help="positive from")
-    add("--min-in-lung", type=_share, default=_DEFAULTS.min_in_lung, metavar="S",
+    add(
+        "--threshold",
+        type=_SHARE,
+        default=_DEFAULTS.threshold,
+        metavar="P",
+        help="positive from",
+    )
+    add("--min-in-lung", type=_SHARE, default=_DEFAULTS.min_in_lung, metavar="S",
         help="share of a positive class's map that has to lie in the lungs")  # fmt: skip
-    add("--level", type=_share, default=_DEFAULTS.level, metavar="L", help="of the severity score")
+    add(
+        "--level",
+        type=_SHARE,
+        default=_DEFAULTS.level,
+        metavar="L",
+        help="of the severity score",
+    )
     look = parser.add_argument_group("pictures")
     add = look.add_argument
     add("--size", type=whole(128, 4096), default=640, metavar="PX", help="of a panel (640)")

@@ -25,7 +25,6 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any, TextIO
 
-import cv2
 import numpy as np
 
 from fx_d2.data.atomic import replacing, write_atomically
@@ -144,10 +143,10 @@ class HybridFolder:
             seconds: it took.
             lesions: {class: bool (height, width)} of what is truly there.
         """
-        _save_grey(self.folder / MASKS / f"{image.name}.png", found.lungs.mask * np.uint8(255))
+        save_png(self.folder / MASKS / f"{image.name}.png", found.lungs.mask * np.uint8(255))
         for heat in found.maps:
             levels = np.rint(heat.scaled() * np.float32(255)).astype(np.uint8)
-            _save_grey(self.folder / MAPS / f"{image.name}.{file_name(heat.cls)}.png", levels)
+            save_png(self.folder / MAPS / f"{image.name}.{file_name(heat.cls)}.png", levels)
         self._draw(image, found, lesions or {})
         self._count(found, seconds)
         line = described(image, found) | {"seconds": round(seconds, 3)}
@@ -309,10 +308,3 @@ def _cell(value: float | None) -> str:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return fmean(known) if known else math.nan
-
-
-def _save_grey(path: Path, values: np.ndarray) -> None:
-    ok, data = cv2.imencode(".png", values)
-    if not ok:
-        raise OSError(f"{path}: a picture of {values.shape} cannot be encoded as PNG")
-    write_atomically(path, data.tobytes())

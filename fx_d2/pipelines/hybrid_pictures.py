@@ -62,10 +62,7 @@ class FilmPictures:
         a classifier looks at.
         """
         values = _resized(heat.scaled(), self.shape)
-        levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-        colours = cv2.applyColorMap(levels, _COLOURS)[..., ::-1].astype(np.float32)
-        alpha = (np.clip(values, 0, 1) ** 0.75 * _HEAT)[..., None]
-        picture = _bytes(_coloured(self._grey) * (1 - alpha) + colours * alpha)
+        picture = _heated(_coloured(self._grey), values)
         if lungs is not None and lungs.mask.any():
             self._outline(picture, lungs.mask, LUNG_COLOUR)
         for region in (lesions or {}).values():
@@ -106,9 +103,16 @@ def titled(picture: Picture, text: str) -> Picture:
 def colour_bar(width_px: int = 180, height_px: int = 12) -> Picture:
     """The colours of a heat map from 0 at the left to its maximum at the right, on grey."""
     values = np.tile(np.linspace(0, 1, width_px, dtype=np.float32), (height_px, 1))
-    colours = cv2.applyColorMap(np.rint(values * 255).astype(np.uint8), _COLOURS)[..., ::-1]
+    return _heated(np.float32(110), values)
+
+
+def _heated(below: npt.NDArray[np.float32] | np.float32, values: Grey) -> Picture:
+    """Values (H, W) in [0, 1] as colours over what lies below, which 0 leaves as it is."""
+    values = np.clip(values, 0, 1)
+    levels = np.rint(values * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, _COLOURS)[..., ::-1].astype(np.float32)
     alpha = (values**0.75 * _HEAT)[..., None]
-    return _bytes(np.float32(110) * (1 - alpha) + colours.astype(np.float32) * alpha)
+    return _bytes(below * (1 - alpha) + colours * alpha)
 
 
 def _resized(values: Grey, shape: tuple[int, int]) -> Grey:

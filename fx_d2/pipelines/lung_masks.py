@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fx_d2.data.lung_input import LUNG_CLASSES_TEXT, lung_classes
 from fx_d2.engine.weights import resolve
 from fx_d2.modeling.heads.spec import select_heads
 from fx_d2.modeling.meta_arch.foundation_x import FoundationX
@@ -19,17 +20,6 @@ from fx_d2.predictor import Image, Predictor
 from .mask_ensemble import Cleaning, Mask, check_rule, combine
 
 PathLike = str | os.PathLike[str]
-
-# Names of lungs in the tables of classes; a source has the pair or the one.
-LUNGS = ("Lungs", "Left Lung", "Right Lung")
-
-
-def lung_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``classes`` that together are the lungs; () where one of a pair is missing."""
-    found = tuple(name for name in LUNGS if name in classes)
-    if found[:1] == LUNGS[:1]:
-        return found[:1]
-    return found if len(found) == 2 else ()
 
 
 @dataclass(frozen=True)
@@ -130,7 +120,7 @@ class _Member:
         if not found:
             raise ValueError(
                 f"{weights}: no masks of lungs among its heads {', '.join(predictor.heads)}; "
-                f"expected the classes {LUNGS[0]!r}, or {LUNGS[1]!r} and {LUNGS[2]!r}"
+                f"expected the classes {LUNG_CLASSES_TEXT}"
             )
         if head and head not in found:
             raise ValueError(f"{weights}: no lungs of {head!r}; it has those of {', '.join(found)}")

@@ -5,7 +5,6 @@ Arrays in, arrays out: nothing here knows a model or a file.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from fx_d2.data.errors import did_you_mean
 
 Mask = npt.NDArray[np.bool_]  # (H, W)
 Probabilities = npt.NDArray[np.floating[Any]]  # (M, H, W) in [0, 1]
@@ -155,9 +156,8 @@ def combine(probabilities: Probabilities, rule: str, threshold: float = 0.5) -> 
 def check_rule(rule: str) -> None:
     """Raise for a rule that does not exist."""
     if rule not in RULES:
-        near = difflib.get_close_matches(rule, RULES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no rule {rule!r}.{hint} Rules are {', '.join(RULES)}")
+        near = did_you_mean(rule, RULES)
+        raise ValueError(f"no rule {rule!r}.{near} Rules are {', '.join(RULES)}")
 
 
 @dataclass(frozen=True)
