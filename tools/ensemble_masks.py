@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fill", type=number(0, 1), default=cleaning.fill, metavar="X",
         help="cleaning: holes up to this share of the mask are filled (default 0.1)")  # fmt: skip
     add("--dilate", type=number(0, 0.5), default=cleaning.dilate, metavar="X",
-        help="cleaning: growth as a share of the longer side (default 0.02)")  # fmt: skip
+        help="cleaning: growth as a share of the longer side (default 0.005)")  # fmt: skip
     add("--skip", action="store_true", help="leave out images that cannot be read, and count them")
     add("--num", type=whole(0, 24), default=6, metavar="N", help="images drawn (default 6)")
     add("--size", type=whole(128, 1024), default=384, metavar="PX", help="of a film (default 384)")

@@ -55,7 +55,7 @@ def _recipe(recipe: Mapping[str, Any] | None) -> str:
     clean = recipe["cleaning"]
     return (
         f"{recipe['rule']} from {recipe['threshold']:g}, then the {clean['components']} largest "
-        f"pieces, holes filled, grown by {clean['dilate']:.1%} of the longer side"
+        f"pieces, holes filled, grown by {clean['dilate']:.2%} of the longer side"
     )
 
 
@@ -86,7 +86,8 @@ def card_of(image: ImageFile, found: Found, lesions: Mapping[str, Mask], mode: s
     facts += [
         (
             f"on true {one.cls}",
-            f"{percent(one.energy)} of the map of {one.explained}; by chance {percent(one.chance)}",
+            f"{percent(one.energy)} of the map of {one.explained}; by chance "
+            f"{percent(one.chance)}, of the lungs {percent(one.in_lungs)}",
         )
         for one in found.lesions
     ]

@@ -73,6 +73,7 @@ class Totals:
                 "films": len(found),
                 "energy": _mean([one.energy for one in found]),
                 "chance": _mean([one.chance for one in found]),
+                "in_lungs": _mean([one.in_lungs for one in found]),
                 "maximum_inside": fmean(one.hit for one in found),
             }
             for (truth, explained), found in sorted(self.lesions.items())
@@ -258,11 +259,14 @@ class HybridFolder:
         )
 
     def _tables(self) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
-        columns = ("true lesion", "heat map of", "films", "on the lesion", "by chance", "maximum")
+        columns = (
+            *("true lesion", "heat map of", "films", "on the lesion", "by chance"),
+            *("of the lungs", "maximum"),
+        )
         rows = [
             (
                 *(row["truth"], row["heat_map"], str(row["films"])),
-                *(percent(row[key]) for key in ("energy", "chance", "maximum_inside")),
+                *(percent(row[key]) for key in ("energy", "chance", "in_lungs", "maximum_inside")),
             )
             for row in self.totals.lesion_rows()
         ]

@@ -67,7 +67,8 @@ class LungSegmentor:
 
     Raises:
         CheckpointError: weights cannot be read.
-        ValueError: a model has no masks of lungs, or several sources of them and none is named.
+        ValueError: a model has no masks of lungs, or several sources of them and none is named,
+            or it expects films that are prepared by lung masks.
     """
 
     def __init__(
@@ -128,6 +129,13 @@ class _Member:
             raise ValueError(f"{weights}: has lungs of {', '.join(found)}; name one of them")
         self.source = head or next(iter(found))
         self.classes = found[self.source]
+        shown = predictor.cfg.INPUT.FX.LUNGS.MODE
+        if shown != "none":
+            raise ValueError(
+                f"{weights}: learned from films that were prepared by their lung masks "
+                f"(INPUT.FX.LUNGS.MODE {shown!r}), which is what it is to find here; name a "
+                "segmentor trained with MODE none"
+            )
         asked = select_heads(predictor.model.specs, [(self.source, "seg")])
         predictor.asked = tuple(spec.name for spec in asked)
         for module in predictor.model.modules():

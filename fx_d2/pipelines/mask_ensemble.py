@@ -170,13 +170,15 @@ class Cleaning:
         fill: enclosed background of at most this share of the mask becomes mask. A larger one is
             what lies between two lungs whose masks touch above and below the heart.
         dilate: by this share of the image's longer side the mask grows, so that lung at its border
-            is not lost. 0.02 is a reconstruction of the document's wish.
+            is not lost; below one pixel it does nothing. A reconstruction of the document's wish:
+            0.005 is about a pixel of a network of 256, by which a mask may well end short, and
+            costs a twentieth of the lungs' area where it does not. 0.02 costs a quarter.
     """
 
     components: int = 2
     least: float = 0.05
     fill: float = 0.1
-    dilate: float = 0.02
+    dilate: float = 0.005
 
     def __post_init__(self) -> None:
         if self.components < 0:

@@ -27,10 +27,10 @@ ODD = "a<b>&'q.png"  # a name that would be markup
 Command = Callable[..., tuple[int, str]]
 
 
-def save(folder: Path, task: str, source: str, *, everything: bool = False) -> None:
+def save(folder: Path, task: str, source: str, *words: str, everything: bool = False) -> None:
     """Random weights; ``everything`` calls every pixel lung."""
     given = ("MODEL.FX.SOURCES", f"('{source}',)", "DATASETS.TASKS", f"('{task}',)")
-    cfg = load_config(QUICK, [*given, "INPUT.FX.SIZE", "64", "MODEL.DEVICE", "cpu"])
+    cfg = load_config(QUICK, [*given, *words, "INPUT.FX.SIZE", "64", "MODEL.DEVICE", "cpu"])
     torch.manual_seed(3)
     model = build_model(cfg)
     if everything:
@@ -46,6 +46,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "segmentors/all", "seg", "montgomery", everything=True)
     save(folder / "segmentors/none", "seg", "covid_radiography")
     save(folder / "classifier", "cls", "covid_radiography")
+    save(folder / "masked", "seg", "montgomery", "INPUT.FX.LUNGS.MODE", "mask")
     return folder
 
 
@@ -199,7 +200,9 @@ def test_given_masks(command: Command, films: Path, weights: Path, tmp_path: Pat
     code, said = command(films, *words, "--lung-input", "mask+crop", "--cards", "1")
     assert code == 1 and "1 of 5 films done" in said
     assert re.search(r"d0\.dcm: the lung mask is 500 x 500; expected \d+ x \d+, the film", said)
-    assert said.count("no lung mask") == 3  # d1, the odd one, the broken one
+    assert said.count("no lung mask") == 2  # d1, the odd one
+    lacking = [line for line in said.splitlines() if "broken.dcm" in line]
+    assert len(lacking) == 1 and "mask" not in lacking[0]  # the film is broken, mask or not
     lines = [json.loads(line) for line in (tmp_path / "o/films.jsonl").read_text().splitlines()]
     (done,) = [line for line in lines if line["status"] == "done"]
     assert done["warnings"] == [] and done["crop"]["mode"] == "mask+crop"
@@ -213,6 +216,8 @@ def test_given_masks(command: Command, films: Path, weights: Path, tmp_path: Pat
         (("--segmentor", "{w}/classifier", "--classifier", "{w}/classifier"), "no masks of lungs"),
         (("--segmentor", "{w}/segmentors/all", "--classifier", "{w}/segmentors/all"),
          "has no head of image labels"),
+        (("--segmentor", "{w}/masked", "--classifier", "{w}/classifier"),
+         r"masked: learned from films .*LUNGS.MODE 'mask'.*trained with MODE none"),
         (("--weights", "{w}/segmentors"), r"no weights of the classifier.*--classifier"),
         (("--weights", "{w}/nowhere"), "there is no such folder"),
         (("--classifier", "{w}/classifier"), "no weights of the segmentors.*--segmentor PATH"),
@@ -225,8 +230,8 @@ def test_given_masks(command: Command, films: Path, weights: Path, tmp_path: Pat
         (("--weights", "{w}", "--dataset", "rsna_test"), "INPUT files or folders, or --dataset"),
         (("--weights", "{w}", "--masks", "{w}/nowhere"), "is not a folder"),
     ],
-    ids=["cls as seg", "seg as cls", "no cls", "no folder", "no seg", "head", "class", "layer",
-         "level", "area", "both", "masks"],
+    ids=["cls as seg", "seg as cls", "masked seg", "no cls", "no folder", "no seg", "head",
+         "class", "layer", "level", "area", "both", "masks"],
 )  # fmt: skip
 def test_wrong_use_is_one_line(
     command: Command,
