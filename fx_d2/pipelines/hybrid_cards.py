@@ -79,7 +79,7 @@ def card_of(image: ImageFile, found: Found, lesions: Mapping[str, Mask], mode: s
         shown = picture_tag(draw.crop(found.crop), "what the classifier was shown")
         pictures.append((shown, f"shown to the classifier: {mode}"))
     for heat, one in zip(found.maps, found.figures, strict=True):
-        picture = draw.heat(heat, found.lungs, lesions)
+        picture = draw.heat(heat, found.lungs, lesions, found.crop)
         caption = f"{heat.method} for {heat.cls} ({one.probability:.2f})"
         pictures.append((picture_tag(picture, caption), caption))
     facts = [("lung area", percent(found.lungs.area)), ("by segmentor", members)]

@@ -208,7 +208,9 @@ class HybridFolder:
             shown = f"shown to the classifier: {self.pipeline.mode}"
             panels.append(titled(large.crop(found.crop), shown))
         panels += [
-            titled(large.heat(heat, found.lungs, lesions), f"{heat.method} {_said(one)}")
+            titled(
+                large.heat(heat, found.lungs, lesions, found.crop), f"{heat.method} {_said(one)}"
+            )
             for heat, one in zip(found.maps, found.figures, strict=True)
         ]
         path = self.folder / OVERLAYS / f"{image.name}.png"

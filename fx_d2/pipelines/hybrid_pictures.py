@@ -47,16 +47,19 @@ class FilmPictures:
         canvas = _coloured(self._grey) * (_DIM + (1 - _DIM) * cover)[..., None]
         picture = _bytes(canvas)
         self._outline(picture, lungs.mask, LUNG_COLOUR)
-        if crop is not None and not crop.seen().all():
-            scale = [self.shape[1] / crop.frame[1], self.shape[0] / crop.frame[0]] * 2
-            x0, y0, x1, y1 = (round(v * s) for v, s in zip(crop.shown.box, scale, strict=True))
-            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), BOX_COLOUR, 1)
+        self._box(picture, crop)
         return picture
 
     def heat(
-        self, heat: HeatMap, lungs: LungMask | None, lesions: Mapping[str, Mask] | None = None
+        self,
+        heat: HeatMap,
+        lungs: LungMask | None,
+        lesions: Mapping[str, Mask] | None = None,
+        crop: Crop | None = None,
     ) -> Picture:
-        """The film under its heat map, the lungs and true lesions outlined.
+        """The film under its heat map; lungs, true lesions and what was shown are outlined.
+
+        Without the box the straight edge where a map ends would look like a finding.
 
         Where the map is 0 the film is left as it is: a tint everywhere would hide how little of it
         a classifier looks at.
@@ -67,6 +70,7 @@ class FilmPictures:
             self._outline(picture, lungs.mask, LUNG_COLOUR)
         for region in (lesions or {}).values():
             self._outline(picture, region, LESION_COLOUR, dark=True)
+        self._box(picture, crop)
         return picture
 
     def crop(self, crop: Crop) -> Picture:
@@ -78,6 +82,13 @@ class FilmPictures:
         top, left = (self.shape[0] - size[0]) // 2, (self.shape[1] - size[1]) // 2
         canvas[top : top + size[0], left : left + size[1]] = _resized(image, size)
         return _bytes(_coloured(canvas))
+
+    def _box(self, picture: Picture, crop: Crop | None) -> None:
+        if crop is None or crop.seen().all():
+            return
+        scale = [self.shape[1] / crop.frame[1], self.shape[0] / crop.frame[0]] * 2
+        x0, y0, x1, y1 = (round(v * s) for v, s in zip(crop.shown.box, scale, strict=True))
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), BOX_COLOUR, 1)
 
     def _outline(
         self, picture: Picture, mask: Mask, colour: tuple[int, int, int], *, dark: bool = False

@@ -210,6 +210,22 @@ def test_given_masks(command: Command, films: Path, weights: Path, tmp_path: Pat
     assert x0 <= 10 < 80 <= x1 and y0 <= 30 < 100 <= y1 and y1 - y0 < 100
 
 
+def test_masks_of_the_source(
+    command: Command, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --dataset the lungs that a record has stand in for segmentors."""
+    make_world(tmp_path / "world", patients=9, seed=2, sources=["montgomery"], size_px=64)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "world"))
+    given = ("--masks", "record", "--classifier", weights / "classifier", "--out", tmp_path / "o")
+    code, said = command("--dataset", "montgomery_train", "--num", "1", *given)
+    assert code == 0, said
+    (line,) = map(json.loads, (tmp_path / "o/films.jsonl").read_text().splitlines())
+    assert line["lungs"]["rule"] == "record" and len(line["lungs"]["pieces"]) == 2
+    assert 0.1 < line["lungs"]["area"] < 0.6
+    code, said = command(tmp_path / "world", *given)
+    assert code == 2 and "--masks record is not a folder" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
