@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--lung-input", choices=LUNG_MODES, help="shown to the classifier; default: as trained")
     add("--method", choices=CAM_METHODS, default=_DEFAULTS.method, help="of the heat maps")
-    add("--layer", default="", metavar="NAME", help="of the heat maps; default: the last stage")
+    add("--layer", default="", metavar="NAME", help="default: the last stage of 7 x 7 cells")
     add("--class", dest="classes", action="append", default=[], metavar="NAME", help="to explain")
     add(
         "--threshold",

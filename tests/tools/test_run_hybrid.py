@@ -18,8 +18,10 @@ from detectron2.modeling import build_model
 
 import run_hybrid
 from fx_d2.engine.checkpoint import FxCheckpointer
+from fx_d2.engine.ensemble import load_trained
 from fx_d2.engine.setup import load_config
 from fx_d2.phantom.world import make_world
+from fx_d2.pipelines.committee_members import last_stage
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "configs/quick_schedules/foundation_x_instant_test.yaml")
@@ -165,6 +167,16 @@ def test_the_page_stands_alone_and_escapes_names(ran: Ran) -> None:
     assert set(re.findall(r"src='([^,]*),", ran.page)) == {"data:image/jpeg;base64"}
     assert "heuristic" in ran.page and "Not read: 1" in ran.page
     assert len(ran.page) < 2_000_000
+
+
+def test_maps_are_of_the_last_stage_that_is_fine_enough(ran: Ran, weights: Path) -> None:
+    """At 64 px stride 32 has 2 x 2 cells, stride 16 has 4 x 4, stride 8 has 8 x 8."""
+    layer = ran.summary["settings"]["heat_map"]["layer"]
+    module = load_trained(weights / "classifier", torch.device("cpu")).model
+    info = module.trunk.net.feature_info
+    facts = info if isinstance(info, list) else info.get_dicts()
+    assert [f["reduction"] for f in facts if layer == f"trunk.net.{f['module']}"] == [8]
+    assert last_stage(module).endswith(facts[-1]["module"])
 
 
 def test_severity_is_called_a_heuristic_wherever_it_stands(ran: Ran) -> None:
