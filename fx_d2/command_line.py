@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import math
 import os
 import signal
 import sys
@@ -53,6 +54,23 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{shown(text)!r} is not {allowed}") from exc
         if value < low or (high is not None and value > high):
             raise argparse.ArgumentTypeError(f"{shown(text)} is not {allowed}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """An ``argparse`` type: a number in [low, high]."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{shown(text)!r} is not a number from {low:g} to {high:g}"
+            )
         return value
 
     return parse

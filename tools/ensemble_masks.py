@@ -19,37 +19,34 @@ import quiet_interrupt  # noqa: F401 - before anything slow
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 import fx_d2  # noqa: F401 - quiets what Detectron2's imports warn about
-from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, named_source, tool, whole
+from fx_d2.command_line import (
+    FAILED,
+    Parser,
+    WrongUse,
+    check_output,
+    named_source,
+    number,
+    tool,
+    whole,
+)
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.build import load_datasets
+from fx_d2.data.lung_input import lung_classes
 from fx_d2.data.picture_files import save_png
 from fx_d2.data.source import Source
 from fx_d2.engine.checkpoint import CheckpointError
 from fx_d2.engine.setup import ConfigError
 from fx_d2.pipelines.ensemble_report import CLEANED, EnsembleReport, draw_worst, measure
-from fx_d2.pipelines.lung_masks import LungSegmentor, MaskRecipe, lung_classes
+from fx_d2.pipelines.lung_masks import LungSegmentor, MaskRecipe
 from fx_d2.pipelines.mask_ensemble import Cleaning
 
 _FORMAT = "fx_d2 mask ensemble 1"
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
-        return value
-
-    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,14 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=whole(1), metavar="N", help="the first N images only")
     add("--rule", default=recipe.rule, metavar="R",
         help="of worst.png; all are measured (default union)")  # fmt: skip
-    add("--threshold", type=_number(1e-6, 1), default=recipe.threshold, metavar="P",
+    add("--threshold", type=number(1e-6, 1), default=recipe.threshold, metavar="P",
         help="probability from which a pixel belongs to a mask (default 0.5)")  # fmt: skip
     add("--components", type=whole(0), default=cleaning.components, metavar="N",
         help="cleaning: largest parts that are kept, 0 all (default 2)")  # fmt: skip
-    add("--fill", type=_number(0, 1), default=cleaning.fill, metavar="X",
+    add("--fill", type=number(0, 1), default=cleaning.fill, metavar="X",
         help="cleaning: holes up to this share of the mask are filled (default 0.1)")  # fmt: skip
-    add("--dilate", type=_number(0, 0.5), default=cleaning.dilate, metavar="X",
-        help="cleaning: growth as a share of the longer side (default 0.02)")  # fmt: skip
+    add("--dilate", type=number(0, 0.5), default=cleaning.dilate, metavar="X",
+        help="cleaning: growth as a share of the longer side (default 0.005)")  # fmt: skip
     add("--skip", action="store_true", help="leave out images that cannot be read, and count them")
     add("--num", type=whole(0, 24), default=6, metavar="N", help="images drawn (default 6)")
     add("--size", type=whole(128, 1024), default=384, metavar="PX", help="of a film (default 384)")

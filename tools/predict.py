@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, tool, whole
+from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, number, tool, whole
 from fx_d2.data.draw_predictions import Look
 from fx_d2.data.errors import DataError
 from fx_d2.data.image_files import ImageFile, find_images
@@ -38,13 +38,6 @@ from fx_d2.prediction_files import JSON_FOLDER, PICTURE_FOLDER, PredictionFolder
 from fx_d2.predictor import Predictor
 
 _DEFAULT_OUT = Path("predictions")
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
 
 
 def _stated(text: str) -> tuple[str, str]:
@@ -89,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", metavar="D", help="such as cpu or cuda:1; default: a GPU where there is one")
     add(
         "--score-threshold",
-        type=_share,
+        type=number(0, 1),
         default=0.5,
         metavar="S",
         help="boxes below are neither drawn nor written (default 0.5)",

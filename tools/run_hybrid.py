@@ -35,14 +35,16 @@ import torch
 from tqdm import tqdm
 
 from fx_d2.benchmark.memory import status_mib
-from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, tool, whole
+from fx_d2.command_line import FAILED, Parser, WrongUse, check_output, number, tool, whole
 from fx_d2.data.build import load_datasets, source_of
 from fx_d2.data.errors import DataError
 from fx_d2.data.image_files import ImageFile, find_images
 from fx_d2.data.images import read_mask_image
 from fx_d2.data.lung_input import LUNG_MODES
+from fx_d2.data.lung_masks import OF_RECORD, lungs_of
 from fx_d2.data.picture_files import file_name
 from fx_d2.data.record import Record
+from fx_d2.data.source import Source
 from fx_d2.engine.checkpoint import CheckpointError
 from fx_d2.engine.setup import ConfigError
 from fx_d2.explain import CAM_METHODS
@@ -56,6 +58,8 @@ from fx_d2.pipelines.mask_ensemble import RULES, Cleaning
 from fx_d2.pipelines.stages import Film, LungMask
 
 _DEFAULTS, _RECIPE = HybridSettings(), MaskRecipe()
+_SHARE = number(0, 1)
+_OF_RECORD = Path(OF_RECORD)
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,6 @@ class _Job:
 
     image: ImageFile
     record: Record | None = None
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,21 +85,41 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", metavar="DIR", help="segmentors/<run> and classifier/, or a run")
     add("--segmentor", action="append", default=[], metavar="PATH", help="may be repeated")
     add("--classifier", metavar="PATH", help="in place of that in --weights")
-    add("--masks", type=Path, metavar="DIR", help="lung masks <name>.png in place of segmentors")
+    add("--masks", type=Path, metavar="DIR",
+        help="lung masks <name>.png or record, those of --dataset")  # fmt: skip
     add("--device", default="", metavar="D", help="such as cuda:1; default: a GPU if there is one")
     stages = parser.add_argument_group("stages")
     add = stages.add_argument
     add("--rule", choices=tuple(RULES), default=_RECIPE.rule, help="of several segmentors")
-    add("--dilate", type=_share, metavar="S", help="by which share of its side a mask grows")
-    add("--lung-area", nargs=2, type=_share, metavar=("LOW", "HIGH"), help="plausible: 0.1 0.6")
+    add("--dilate", type=number(0, 0.5), default=_RECIPE.cleaning.dilate, metavar="S",
+        help="growth of a mask as a share of the longer side (default 0.005)")  # fmt: skip
+    add(
+        "--lung-area",
+        nargs=2,
+        type=_SHARE,
+        metavar=("LOW", "HIGH"),
+        help="plausible: 0.1 0.6",
+    )
     add("--lung-input", choices=LUNG_MODES, help="shown to the classifier; default: as trained")
     add("--method", choices=CAM_METHODS, default=_DEFAULTS.method, help="of the heat maps")
-    add("--layer", default="", metavar="NAME", help="of the heat maps; default: the last stage")
+    add("--layer", default="", metavar="NAME", help="default: the last stage of 7 x 7 cells")
     add("--class", dest="classes", action="append", default=[], metavar="NAME", help="to explain")
-    add("--threshold", type=_share, default=_DEFAULTS.threshold, metavar="P", help="positive from")
-    add("--min-in-lung", type=_share, default=_DEFAULTS.min_in_lung, metavar="S",
+    add(
+        "--threshold",
+        type=_SHARE,
+        default=_DEFAULTS.threshold,
+        metavar="P",
+        help="positive from",
+    )
+    add("--min-in-lung", type=_SHARE, default=_DEFAULTS.min_in_lung, metavar="S",
         help="share of a positive class's map that has to lie in the lungs")  # fmt: skip
-    add("--level", type=_share, default=_DEFAULTS.level, metavar="L", help="of the severity score")
+    add(
+        "--level",
+        type=_SHARE,
+        default=_DEFAULTS.level,
+        metavar="L",
+        help="of the severity score",
+    )
     look = parser.add_argument_group("pictures")
     add = look.add_argument
     add("--size", type=whole(128, 4096), default=640, metavar="PX", help="of a panel (640)")
@@ -160,7 +177,9 @@ def _pipeline(args: argparse.Namespace) -> Hybrid:
     except (RuntimeError, AssertionError) as exc:
         reason = str(exc).strip().partition("\n")[0]
         raise WrongUse(f"device {args.device!r} cannot be used: {reason}") from exc
-    if args.masks is not None and not args.masks.is_dir():
+    if args.masks == _OF_RECORD and args.dataset:
+        pass
+    elif args.masks is not None and not args.masks.is_dir():
         raise WrongUse(f"--masks {args.masks} is not a folder")
     try:
         found = find_weights(
@@ -180,10 +199,9 @@ def _segmentor(
 ) -> LungSegmentor | None:
     if args.masks is not None:
         return None
-    cleaning = Cleaning() if args.dilate is None else Cleaning(dilate=args.dilate)
     heads = [one.head for one in found.segmentors]
     paths = [one.path for one in found.segmentors]
-    recipe = MaskRecipe(args.rule, cleaning=cleaning)
+    recipe = MaskRecipe(args.rule, cleaning=Cleaning(dilate=args.dilate))
     return LungSegmentor(paths, heads=heads, recipe=recipe, device=device)
 
 
@@ -201,10 +219,18 @@ def _settings(args: argparse.Namespace) -> HybridSettings:
     )
 
 
-def _given_mask(args: argparse.Namespace, image: ImageFile) -> LungMask | None:
+def _given_mask(
+    args: argparse.Namespace, job: _Job, film: Film, source: Source | None
+) -> LungMask | None:
     if args.masks is None:
         return None
-    path = args.masks / f"{image.name}.png"
+    film.loaded()  # a film that cannot be read has no mask either, and that is not its trouble
+    if args.masks == _OF_RECORD and source is not None and job.record is not None:
+        own = lungs_of(job.record, film.size, resize=source.resize_masks)
+        if own is None:
+            raise DataError("its record has no lung mask", file=film.path)
+        return LungMask(own, OF_RECORD)
+    path = args.masks / f"{job.image.name}.png"
     if not path.is_file():
         raise DataError("no lung mask", file=path, fix="make it, or leave --masks out")
     return LungMask(read_mask_image(path))
@@ -225,7 +251,7 @@ def _run(args: argparse.Namespace, jobs: Sequence[_Job], pipeline: Hybrid) -> di
                 lesions = {}
                 if source is not None and job.record is not None:
                     lesions = lesions_of(job.record, source, film.size)
-                found = pipeline(film, _given_mask(args, job.image), lesions)
+                found = pipeline(film, _given_mask(args, job, film, source), lesions)
                 folder.write(job.image, found, time.perf_counter() - start, lesions)
             except DataError as exc:
                 folder.fail(job.image, str(exc))

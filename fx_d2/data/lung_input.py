@@ -18,6 +18,7 @@ its lungs too, whatever is left of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import cv2
@@ -33,10 +34,19 @@ LUNG_MODES = ("none", "mask", "crop", "mask+crop", "background", "frame")
 CROPPING_MODES = ("crop", "mask+crop")
 # Of what a mask is named in the records of a source, all lungs or one of a side.
 LUNG_CLASSES = ("Lungs", "Left Lung", "Right Lung")
+LUNG_CLASSES_TEXT = f"{LUNG_CLASSES[0]!r}, or {LUNG_CLASSES[1]!r} and {LUNG_CLASSES[2]!r}"
 
 
 class LungMaskError(DataError):
     """A lung mask that no image can be prepared with: empty, or of another size."""
+
+
+def lung_classes(classes: Collection[str]) -> tuple[str, ...]:
+    """Those of ``classes`` that together are the lungs; () where one of a pair is missing."""
+    both, *pair = LUNG_CLASSES
+    if both in classes:
+        return (both,)
+    return tuple(pair) if all(side in classes for side in pair) else ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,13 @@ def prepare_lungs(
     whole = (0, 0, width, height)
     if mode == "none":
         return LungCrop(image, whole, mode)
-    lungs = _checked(mask, (height, width))
+    lungs = checked_mask(mask, (height, width))
+    if not lungs.any():
+        raise LungMaskError(
+            "the lung mask is empty",
+            expected="some lung",
+            fix="look at the image: no lungs were found in it",
+        )
     if mode == "mask":
         return LungCrop(_filled(image, ~lungs, fill), whole, mode)
     if mode == "background":
@@ -163,7 +179,18 @@ def check_settings(mode: str, margin: float, fill: float, min_side_px: int) -> N
         raise ValueError(f"lung min_side_px {min_side_px!r}; expected at least 1")
 
 
-def _checked(mask: npt.NDArray[np.generic] | None, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+def checked_mask(
+    mask: npt.NDArray[np.generic] | None, size: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """A mask as bool (H, W).
+
+    Args:
+        mask: foreground where not 0.
+        size: (height, width) it must have.
+
+    Raises:
+        LungMaskError: there is none, or it has another size; the message has both.
+    """
     if mask is None:
         raise LungMaskError("no lung mask", fix="make masks with a lung segmentor first")
     if mask.shape != size:
@@ -172,14 +199,7 @@ def _checked(mask: npt.NDArray[np.generic] | None, size: tuple[int, int]) -> npt
             expected=f"{size[0]} x {size[1]}, the image's size",
             fix="use the mask of this image, resized to it",
         )
-    lungs = mask != 0
-    if not lungs.any():
-        raise LungMaskError(
-            "the lung mask is empty",
-            expected="some lung",
-            fix="look at the image: no lungs were found in it",
-        )
-    return lungs
+    return mask != 0
 
 
 def _filled(

@@ -21,18 +21,38 @@ from .errors import DataError
 from .lung_input import (
     CROPPING_MODES,
     LUNG_CLASSES,
+    LUNG_CLASSES_TEXT,
     LungCrop,
     LungMaskError,
     check_settings,
+    checked_mask,
+    lung_classes,
     prepare_lungs,
 )
-from .masks import MaskRef, load_mask
+from .masks import load_mask
 from .record import Record
 from .transforms import FxResizeTransform
 
 # A record may bring its mask: a reference (masks.py) or an array of the image's size. It wins.
 LUNGS_KEY = "lungs"
 OF_RECORD = "record"
+
+
+def lungs_of(
+    record: Record, size: tuple[int, int], *, resize: bool = False
+) -> npt.NDArray[np.bool_] | None:
+    """Both lungs as the source of a record has them, bool (height, width); None where it has not.
+
+    Args:
+        record: with ``masks``.
+        size: (height, width) of its image.
+        resize: whether masks of the source may have another size.
+    """
+    masks = record.get("masks") or {}
+    names = lung_classes(masks)
+    if not names:
+        return None
+    return np.logical_or.reduce([load_mask(masks[name], *size, resize=resize) for name in names])
 
 
 class LungInput:
@@ -154,33 +174,20 @@ class LungInput:
         """The mask (height, width) of both lungs of a record."""
         own = record.get(LUNGS_KEY)
         if isinstance(own, np.ndarray):
-            if own.shape != size:
-                raise LungMaskError(
-                    f"lung mask is {' x '.join(map(str, own.shape))}",
-                    expected=f"{size[0]} x {size[1]}, the image's size",
-                    fix="resize it to the image it is of",
-                )
-            return own != 0
+            return checked_mask(own, size)
         if own is not None:
             return load_mask(own, *size, resize=resize)
         if self.folder is not None:
             return load_mask(str(self._file(record, self.folder)), *size)
-        return self._of_record(record, size, resize)
-
-    def _of_record(
-        self, record: Record, size: tuple[int, int], resize: bool
-    ) -> npt.NDArray[np.bool_]:
-        masks: dict[str, MaskRef] = record.get("masks", {})
-        named = [masks[name] for name in LUNG_CLASSES if name in masks]
-        sides = {name for name in LUNG_CLASSES[1:] if name in masks}
-        if not named or (LUNG_CLASSES[0] not in masks and len(sides) == 1):
+        found = lungs_of(record, size, resize=resize)
+        if found is None:
+            some = any(name in record.get("masks", {}) for name in LUNG_CLASSES)
             raise LungMaskError(
-                f"no mask of {'both lungs' if named else 'the lungs'}",
-                expected=f"{LUNG_CLASSES[0]!r}, or {' and '.join(map(repr, LUNG_CLASSES[1:]))}",
+                f"no mask of {'both lungs' if some else 'the lungs'}",
+                expected=LUNG_CLASSES_TEXT,
                 fix="name a folder of masks in INPUT.FX.LUNGS.SOURCE",
             )
-        found = [load_mask(reference, *size, resize=resize) for reference in named]
-        return np.logical_or.reduce(found)
+        return found
 
     def _file(self, record: Record, folder: Path) -> Path:
         """The mask of a record in a folder; ids come from files, and must not lead out of it."""

@@ -227,11 +227,18 @@ def make_member(
     )
 
 
-def last_stage(module: nn.Module) -> str:
-    """The name of the layer that gives the last stage of the trunk."""
+def last_stage(module: nn.Module, least_cells: int = 0, side_px: int = 0) -> str:
+    """The name of the layer that gives the last stage of the trunk.
+
+    Args:
+        module: the network.
+        least_cells: the last stage that has so many cells along a side, where there is one.
+        side_px: of the images.
+    """
     info = cast(Any, module).trunk.net.feature_info
     facts = info if isinstance(info, list) else info.get_dicts()
-    return f"trunk.net.{facts[-1]['module']}"
+    fine = [fact for fact in facts if side_px // fact["reduction"] >= least_cells]
+    return f"trunk.net.{(fine or facts)[-1]['module']}"
 
 
 def _head(trained: Trained, asked: str, name: str) -> HeadSpec:

@@ -12,12 +12,12 @@ from tabulate import tabulate
 from fx_d2.data.draw import Picture, Scene, contact_sheet, display, draw_scene
 from fx_d2.data.errors import DataError
 from fx_d2.data.images import read_image
-from fx_d2.data.masks import load_mask
+from fx_d2.data.lung_masks import lungs_of
 from fx_d2.data.record import Record
 from fx_d2.data.source import Source
 from fx_d2.evaluation.segmentation import overlap
 
-from .lung_masks import LungSegmentor, lung_classes
+from .lung_masks import LungSegmentor
 from .mask_ensemble import RULES, Mask, combine
 
 CLEANED = " + cleaning"
@@ -106,16 +106,6 @@ class EnsembleReport:
         return [self.image_ids[i] for i in order]
 
 
-def truth_of(record: Record, source: Source, height: int, width: int) -> Mask | None:
-    """The lungs of a record; None where they are not annotated."""
-    names = lung_classes(source.seg_classes)
-    masks = record.get("masks") or {}
-    if not names or any(name not in masks for name in names):
-        return None
-    parts = [load_mask(masks[n], height, width, resize=source.resize_masks) for n in names]
-    return np.logical_or.reduce(parts)
-
-
 def masks_of(segmentor: LungSegmentor, probabilities: np.ndarray) -> dict[str, Mask]:
     """By name: of every model, of every rule, and of every rule with the cleaning after it."""
     recipe = segmentor.recipe
@@ -144,7 +134,8 @@ def measure(
     for record in records:
         try:
             given = segmentor.probabilities(record["file_name"])
-            truth = truth_of(record, source, *given.shape[1:])
+            size = (given.shape[1], given.shape[2])
+            truth = lungs_of(record, size, resize=source.resize_masks)
         except DataError as exc:
             if not skip:
                 raise
@@ -184,7 +175,7 @@ def _row(
 ) -> Iterator[Picture]:
     image = display(read_image(record["file_name"]).pixels)
     given = segmentor.probabilities(record["file_name"])
-    truth = truth_of(record, source, *image.shape)
+    truth = lungs_of(record, (image.shape[0], image.shape[1]), resize=source.resize_masks)
     recipe, place = segmentor.recipe, report.image_ids.index(record["image_id"])
     name = recipe.rule + CLEANED
     dice = report.dice(name)[place]

@@ -71,7 +71,9 @@ class LesionEvidence:
         cls: the class of the truth.
         explained: the class of the map.
         energy: share of the map within the region.
-        chance: that of an even map over what the classifier saw.
+        chance: that of a map that is even over what the classifier saw.
+        in_lungs: that of a map that is even over the lungs; NaN where it saw none. What exceeds
+            chance alone may show no more than that the lungs were looked at.
         hit: whether the map's maximum lies in the region.
     """
 
@@ -79,11 +81,12 @@ class LesionEvidence:
     explained: str
     energy: float
     chance: float
+    in_lungs: float
     hit: bool
 
 
 def lesion_evidence(
-    cls: str, explained: str, values: Grey, lesion: Mask, seen: Mask
+    cls: str, explained: str, values: Grey, lesion: Mask, seen: Mask, lungs: Mask
 ) -> LesionEvidence:
     """Compare a map with a true region.
 
@@ -93,13 +96,16 @@ def lesion_evidence(
         values: (height, width) of the film.
         lesion: bool, likewise.
         seen: bool, likewise: what the classifier was shown.
+        lungs: bool, likewise.
     """
+    there = lungs & seen
     place = np.unravel_index(int(values.argmax()), values.shape)
     return LesionEvidence(
         cls,
         explained,
         energy=share_within(values, lesion),
         chance=even_share(lesion, seen),
+        in_lungs=even_share(lesion, there) if there.any() else math.nan,
         hit=bool(values[place] > 0 and lesion[place]),
     )
 

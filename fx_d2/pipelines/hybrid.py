@@ -235,7 +235,7 @@ class Hybrid:
             scores,
             maps,
             tuple(figures),
-            tuple(compared(lesions or {}, maps, crop)),
+            tuple(compared(lesions or {}, maps, crop, lungs)),
             tuple(remarks),
         )
 
@@ -274,7 +274,7 @@ class Hybrid:
 
 
 def compared(
-    lesions: Mapping[str, Mask], maps: Sequence[HeatMap], crop: Crop
+    lesions: Mapping[str, Mask], maps: Sequence[HeatMap], crop: Crop, lungs: LungMask
 ) -> list[LesionEvidence]:
     """Every true region beside the map of its class; where there is none, of the first class.
 
@@ -287,11 +287,12 @@ def compared(
     known = {name: region for name, region in lesions.items() if name in by_class}
     rest = [region for name, region in lesions.items() if name not in by_class]
     found = [
-        lesion_evidence(name, name, by_class[name].values, region, seen)
+        lesion_evidence(name, name, by_class[name].values, region, seen, lungs.mask)
         for name, region in known.items()
     ]
     if rest:
         union = np.logical_or.reduce(rest)
         names = "+".join(name for name in lesions if name not in by_class)
-        found.append(lesion_evidence(names, maps[0].cls, maps[0].values, union, seen))
+        first = maps[0]
+        found.append(lesion_evidence(names, first.cls, first.values, union, seen, lungs.mask))
     return found

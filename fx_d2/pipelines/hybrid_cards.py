@@ -55,7 +55,7 @@ def _recipe(recipe: Mapping[str, Any] | None) -> str:
     clean = recipe["cleaning"]
     return (
         f"{recipe['rule']} from {recipe['threshold']:g}, then the {clean['components']} largest "
-        f"pieces, holes filled, grown by {clean['dilate']:.1%} of the longer side"
+        f"pieces, holes filled, grown by {clean['dilate']:.2%} of the longer side"
     )
 
 
@@ -79,14 +79,15 @@ def card_of(image: ImageFile, found: Found, lesions: Mapping[str, Mask], mode: s
         shown = picture_tag(draw.crop(found.crop), "what the classifier was shown")
         pictures.append((shown, f"shown to the classifier: {mode}"))
     for heat, one in zip(found.maps, found.figures, strict=True):
-        picture = draw.heat(heat, found.lungs, lesions)
+        picture = draw.heat(heat, found.lungs, lesions, found.crop)
         caption = f"{heat.method} for {heat.cls} ({one.probability:.2f})"
         pictures.append((picture_tag(picture, caption), caption))
     facts = [("lung area", percent(found.lungs.area)), ("by segmentor", members)]
     facts += [
         (
             f"on true {one.cls}",
-            f"{percent(one.energy)} of the map of {one.explained}; by chance {percent(one.chance)}",
+            f"{percent(one.energy)} of the map of {one.explained}; by chance "
+            f"{percent(one.chance)}, of the lungs {percent(one.in_lungs)}",
         )
         for one in found.lesions
     ]

@@ -25,7 +25,6 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any, TextIO
 
-import cv2
 import numpy as np
 
 from fx_d2.data.atomic import replacing, write_atomically
@@ -74,6 +73,7 @@ class Totals:
                 "films": len(found),
                 "energy": _mean([one.energy for one in found]),
                 "chance": _mean([one.chance for one in found]),
+                "in_lungs": _mean([one.in_lungs for one in found]),
                 "maximum_inside": fmean(one.hit for one in found),
             }
             for (truth, explained), found in sorted(self.lesions.items())
@@ -144,10 +144,10 @@ class HybridFolder:
             seconds: it took.
             lesions: {class: bool (height, width)} of what is truly there.
         """
-        _save_grey(self.folder / MASKS / f"{image.name}.png", found.lungs.mask * np.uint8(255))
+        save_png(self.folder / MASKS / f"{image.name}.png", found.lungs.mask * np.uint8(255))
         for heat in found.maps:
             levels = np.rint(heat.scaled() * np.float32(255)).astype(np.uint8)
-            _save_grey(self.folder / MAPS / f"{image.name}.{file_name(heat.cls)}.png", levels)
+            save_png(self.folder / MAPS / f"{image.name}.{file_name(heat.cls)}.png", levels)
         self._draw(image, found, lesions or {})
         self._count(found, seconds)
         line = described(image, found) | {"seconds": round(seconds, 3)}
@@ -208,7 +208,9 @@ class HybridFolder:
             shown = f"shown to the classifier: {self.pipeline.mode}"
             panels.append(titled(large.crop(found.crop), shown))
         panels += [
-            titled(large.heat(heat, found.lungs, lesions), f"{heat.method} {_said(one)}")
+            titled(
+                large.heat(heat, found.lungs, lesions, found.crop), f"{heat.method} {_said(one)}"
+            )
             for heat, one in zip(found.maps, found.figures, strict=True)
         ]
         path = self.folder / OVERLAYS / f"{image.name}.png"
@@ -259,11 +261,14 @@ class HybridFolder:
         )
 
     def _tables(self) -> list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]:
-        columns = ("true lesion", "heat map of", "films", "on the lesion", "by chance", "maximum")
+        columns = (
+            *("true lesion", "heat map of", "films", "on the lesion", "by chance"),
+            *("of the lungs", "maximum"),
+        )
         rows = [
             (
                 *(row["truth"], row["heat_map"], str(row["films"])),
-                *(percent(row[key]) for key in ("energy", "chance", "maximum_inside")),
+                *(percent(row[key]) for key in ("energy", "chance", "in_lungs", "maximum_inside")),
             )
             for row in self.totals.lesion_rows()
         ]
@@ -309,10 +314,3 @@ def _cell(value: float | None) -> str:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return fmean(known) if known else math.nan
-
-
-def _save_grey(path: Path, values: np.ndarray) -> None:
-    ok, data = cv2.imencode(".png", values)
-    if not ok:
-        raise OSError(f"{path}: a picture of {values.shape} cannot be encoded as PNG")
-    write_atomically(path, data.tobytes())

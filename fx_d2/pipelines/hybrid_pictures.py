@@ -47,29 +47,30 @@ class FilmPictures:
         canvas = _coloured(self._grey) * (_DIM + (1 - _DIM) * cover)[..., None]
         picture = _bytes(canvas)
         self._outline(picture, lungs.mask, LUNG_COLOUR)
-        if crop is not None and not crop.seen().all():
-            scale = [self.shape[1] / crop.frame[1], self.shape[0] / crop.frame[0]] * 2
-            x0, y0, x1, y1 = (round(v * s) for v, s in zip(crop.shown.box, scale, strict=True))
-            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), BOX_COLOUR, 1)
+        self._box(picture, crop)
         return picture
 
     def heat(
-        self, heat: HeatMap, lungs: LungMask | None, lesions: Mapping[str, Mask] | None = None
+        self,
+        heat: HeatMap,
+        lungs: LungMask | None,
+        lesions: Mapping[str, Mask] | None = None,
+        crop: Crop | None = None,
     ) -> Picture:
-        """The film under its heat map, the lungs and true lesions outlined.
+        """The film under its heat map; lungs, true lesions and what was shown are outlined.
+
+        Without the box the straight edge where a map ends would look like a finding.
 
         Where the map is 0 the film is left as it is: a tint everywhere would hide how little of it
         a classifier looks at.
         """
         values = _resized(heat.scaled(), self.shape)
-        levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
-        colours = cv2.applyColorMap(levels, _COLOURS)[..., ::-1].astype(np.float32)
-        alpha = (np.clip(values, 0, 1) ** 0.75 * _HEAT)[..., None]
-        picture = _bytes(_coloured(self._grey) * (1 - alpha) + colours * alpha)
+        picture = _heated(_coloured(self._grey), values)
         if lungs is not None and lungs.mask.any():
             self._outline(picture, lungs.mask, LUNG_COLOUR)
         for region in (lesions or {}).values():
             self._outline(picture, region, LESION_COLOUR, dark=True)
+        self._box(picture, crop)
         return picture
 
     def crop(self, crop: Crop) -> Picture:
@@ -81,6 +82,13 @@ class FilmPictures:
         top, left = (self.shape[0] - size[0]) // 2, (self.shape[1] - size[1]) // 2
         canvas[top : top + size[0], left : left + size[1]] = _resized(image, size)
         return _bytes(_coloured(canvas))
+
+    def _box(self, picture: Picture, crop: Crop | None) -> None:
+        if crop is None or crop.seen().all():
+            return
+        scale = [self.shape[1] / crop.frame[1], self.shape[0] / crop.frame[0]] * 2
+        x0, y0, x1, y1 = (round(v * s) for v, s in zip(crop.shown.box, scale, strict=True))
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), BOX_COLOUR, 1)
 
     def _outline(
         self, picture: Picture, mask: Mask, colour: tuple[int, int, int], *, dark: bool = False
@@ -106,9 +114,16 @@ def titled(picture: Picture, text: str) -> Picture:
 def colour_bar(width_px: int = 180, height_px: int = 12) -> Picture:
     """The colours of a heat map from 0 at the left to its maximum at the right, on grey."""
     values = np.tile(np.linspace(0, 1, width_px, dtype=np.float32), (height_px, 1))
-    colours = cv2.applyColorMap(np.rint(values * 255).astype(np.uint8), _COLOURS)[..., ::-1]
+    return _heated(np.float32(110), values)
+
+
+def _heated(below: npt.NDArray[np.float32] | np.float32, values: Grey) -> Picture:
+    """Values (H, W) in [0, 1] as colours over what lies below, which 0 leaves as it is."""
+    values = np.clip(values, 0, 1)
+    levels = np.rint(values * 255).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, _COLOURS)[..., ::-1].astype(np.float32)
     alpha = (values**0.75 * _HEAT)[..., None]
-    return _bytes(np.float32(110) * (1 - alpha) + colours.astype(np.float32) * alpha)
+    return _bytes(below * (1 - alpha) + colours * alpha)
 
 
 def _resized(values: Grey, shape: tuple[int, int]) -> Grey:

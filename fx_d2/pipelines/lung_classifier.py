@@ -21,8 +21,12 @@ from fx_d2.engine.ensemble import PathLike
 from fx_d2.engine.step import precision_of
 from fx_d2.explain import class_activation
 
-from .committee_members import Member, MemberSpec, load_members, make_member
+from .committee_members import Member, MemberSpec, last_stage, load_members, make_member
 from .stages import Crop, HeatMap, Scores
+
+# Of a heat map, along a side, as Grad-CAM had at 224 px. With the four of 128 px it lies less on
+# the true lesion than a map that is even over the lungs (docs/systems/hybrid.md, "Measured").
+_LEAST_CELLS = 7
 
 
 class LungClassifier:
@@ -71,6 +75,9 @@ class LungClassifier:
         cfg.INPUT.FX.LUNGS.MODE, cfg.INPUT.FX.LUNGS.SOURCE = "none", "record"
         cfg.freeze()
         member = make_member(spec, replace(trained, cfg=cfg), found, found.classes)
+        layer = last_stage(member.module, _LEAST_CELLS, int(cfg.INPUT.FX.SIZE))
+        if layer in dict(member.module.named_modules()):
+            member = replace(member, layer=layer)
         return cls(member, trained.cfg)
 
     def origin(self) -> dict[str, Any]:
@@ -134,7 +141,7 @@ class LungClassifier:
         )
 
     def checked_layer(self, name: str = "") -> str:
-        """``name`` if the network has such a layer; by default the last stage of the trunk.
+        """``name`` if the network has such a layer; by default the last stage that is fine enough.
 
         Raises:
             ValueError: there is no such layer; the message has a near name.
@@ -144,7 +151,7 @@ class LungClassifier:
         known = [known for known, _ in self.member.module.named_modules() if known]
         if name not in known:
             raise ValueError(
-                f"the classifier has no layer {name!r}.{did_you_mean(name, known)} Its last stage "
+                f"the classifier has no layer {name!r}.{did_you_mean(name, known)} Its own choice "
                 f"is {self.member.layer}"
             )
         return name

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fx_d2.data.lung_input import LUNG_CLASSES_TEXT, lung_classes
 from fx_d2.engine.weights import resolve
 from fx_d2.modeling.heads.spec import select_heads
 from fx_d2.modeling.meta_arch.foundation_x import FoundationX
@@ -19,17 +20,6 @@ from fx_d2.predictor import Image, Predictor
 from .mask_ensemble import Cleaning, Mask, check_rule, combine
 
 PathLike = str | os.PathLike[str]
-
-# Names of lungs in the tables of classes; a source has the pair or the one.
-LUNGS = ("Lungs", "Left Lung", "Right Lung")
-
-
-def lung_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Those of ``classes`` that together are the lungs; () where one of a pair is missing."""
-    found = tuple(name for name in LUNGS if name in classes)
-    if found[:1] == LUNGS[:1]:
-        return found[:1]
-    return found if len(found) == 2 else ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,8 @@ class LungSegmentor:
 
     Raises:
         CheckpointError: weights cannot be read.
-        ValueError: a model has no masks of lungs, or several sources of them and none is named.
+        ValueError: a model has no masks of lungs, or several sources of them and none is named,
+            or it expects films that are prepared by lung masks.
     """
 
     def __init__(
@@ -130,7 +121,7 @@ class _Member:
         if not found:
             raise ValueError(
                 f"{weights}: no masks of lungs among its heads {', '.join(predictor.heads)}; "
-                f"expected the classes {LUNGS[0]!r}, or {LUNGS[1]!r} and {LUNGS[2]!r}"
+                f"expected the classes {LUNG_CLASSES_TEXT}"
             )
         if head and head not in found:
             raise ValueError(f"{weights}: no lungs of {head!r}; it has those of {', '.join(found)}")
@@ -138,6 +129,13 @@ class _Member:
             raise ValueError(f"{weights}: has lungs of {', '.join(found)}; name one of them")
         self.source = head or next(iter(found))
         self.classes = found[self.source]
+        shown = predictor.cfg.INPUT.FX.LUNGS.MODE
+        if shown != "none":
+            raise ValueError(
+                f"{weights}: learned from films that were prepared by their lung masks "
+                f"(INPUT.FX.LUNGS.MODE {shown!r}), which is what it is to find here; name a "
+                "segmentor trained with MODE none"
+            )
         asked = select_heads(predictor.model.specs, [(self.source, "seg")])
         predictor.asked = tuple(spec.name for spec in asked)
         for module in predictor.model.modules():

@@ -5,7 +5,6 @@ Arrays in, arrays out: nothing here knows a model or a file.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from fx_d2.data.errors import did_you_mean
 
 Mask = npt.NDArray[np.bool_]  # (H, W)
 Probabilities = npt.NDArray[np.floating[Any]]  # (M, H, W) in [0, 1]
@@ -155,9 +156,8 @@ def combine(probabilities: Probabilities, rule: str, threshold: float = 0.5) -> 
 def check_rule(rule: str) -> None:
     """Raise for a rule that does not exist."""
     if rule not in RULES:
-        near = difflib.get_close_matches(rule, RULES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no rule {rule!r}.{hint} Rules are {', '.join(RULES)}")
+        near = did_you_mean(rule, RULES)
+        raise ValueError(f"no rule {rule!r}.{near} Rules are {', '.join(RULES)}")
 
 
 @dataclass(frozen=True)
@@ -170,13 +170,15 @@ class Cleaning:
         fill: enclosed background of at most this share of the mask becomes mask. A larger one is
             what lies between two lungs whose masks touch above and below the heart.
         dilate: by this share of the image's longer side the mask grows, so that lung at its border
-            is not lost. 0.02 is a reconstruction of the document's wish.
+            is not lost; below one pixel it does nothing. A reconstruction of the document's wish:
+            0.005 is about a pixel of a network of 256, by which a mask may well end short, and
+            costs a twentieth of the lungs' area where it does not. 0.02 costs a quarter.
     """
 
     components: int = 2
     least: float = 0.05
     fill: float = 0.1
-    dilate: float = 0.02
+    dilate: float = 0.005
 
     def __post_init__(self) -> None:
         if self.components < 0:

@@ -21,8 +21,9 @@ from fx_d2.data.intensity import IntensityConfig, normalise
 from fx_d2.data.lesion_mix.classes import is_no_finding
 from fx_d2.data.lung_input import LungCrop
 
+from .mask_ensemble import Mask
+
 Grey = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 # A smaller piece is a speck, not a lung that was found.
 _PIECE_SHARE = 0.1

@@ -100,6 +100,16 @@ def test_the_network_sees_what_it_was_trained_on(tmp_path: Path, mode: str, resi
     assert content == sample["content_size"]
 
 
+def test_what_the_network_would_pad_is_padded_before(tmp_path: Path) -> None:
+    """So that a map of the network's input covers what the tensor covers: 60 px become 64."""
+    classifier = bright_classifier("INPUT.FX.SIZE", "60", "INPUT.FX.RESIZE", "square")
+    line = pipeline(classifier, lung_input="none", method="layer_cam")
+    film = film_with(SQUARE, tmp_path)
+    image, content = classifier.input_of(line.crop(film, line.segment(film)))
+    assert tuple(image.shape[1:]) == (64, 64) and content == (60, 60)
+    assert not image[:, 60:].any() and not image[:, :, 60:].any() and image[:, :60, :60].all()
+
+
 def test_evidence_outside_the_lungs_is_told(tmp_path: Path) -> None:
     inside = pipeline(lung_input="none", method="layer_cam")(film_with(SQUARE, tmp_path))
     assert "no evidence in the lungs" not in {one.kind for one in inside.remarks}

@@ -62,11 +62,13 @@ def test_energy_in_a_lesion() -> None:
     lesion, seen = region(slice(30, 40), slice(20, 30)), region(slice(0, 50), slice(0, 100))
     values = np.zeros(SIZE, dtype=np.float32)
     values[35, 25], values[5, 5] = 2, 1
-    one = lesion_evidence("Mass", "Mass", values, lesion, seen)
+    one = lesion_evidence("Mass", "Mass", values, lesion, seen, LUNGS)
     assert one.energy == pytest.approx(2 / 3) and one.chance == pytest.approx(100 / 5000)
-    assert one.hit
-    assert not lesion_evidence("Mass", "Mass", values[::-1].copy(), lesion, seen).hit
-    assert not lesion_evidence("Mass", "Mass", values * 0, lesion, seen).hit
+    assert one.in_lungs == pytest.approx(100 / (30 * 70)) and one.hit
+    unseen = lesion_evidence("Mass", "Mass", values, lesion, seen, ~seen)
+    assert math.isnan(unseen.in_lungs)
+    assert not lesion_evidence("Mass", "Mass", values[::-1].copy(), lesion, seen, LUNGS).hit
+    assert not lesion_evidence("Mass", "Mass", values * 0, lesion, seen, LUNGS).hit
 
 
 def test_lesions_come_from_boxes_and_masks_but_not_from_organs() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fx_d2.data.errors import DataError
 from fx_d2.data.lung_input import LungCrop, prepare_lungs
+from fx_d2.pipelines.hybrid_pictures import BOX_COLOUR, FilmPictures
 from fx_d2.pipelines.stages import Crop, Film, HeatMap, LungMask, Scores, is_finding
 
 
@@ -40,6 +41,21 @@ def test_a_map_comes_back_to_its_place(content: tuple[int, int]) -> None:
     expected[10:42, 70:110] = True  # right upper quarter of the box
     assert ((found >= 0.5) == expected).mean() > 0.99
     assert not found[~crop.seen()].any()
+
+
+def test_a_heat_map_is_drawn_within_the_box_it_is_of(film: Film) -> None:
+    """Else the straight edge of a map would look like something on the film."""
+    crop = Crop(
+        LungCrop(np.zeros((64, 80), dtype=np.float32), (30, 10, 110, 74), "crop"), (90, 120)
+    )
+    heat = HeatMap("COVID", np.zeros((90, 120), dtype=np.float32), "grad_cam", "layer4")
+    draw = FilmPictures(film, 120)
+    boxed = draw.heat(heat, None, crop=crop)
+    changed = (boxed != draw.heat(heat, None)).any(axis=2)
+    edge = np.zeros((90, 120), dtype=bool)
+    edge[10:74, 30:110] = True
+    edge[11:73, 31:109] = False
+    assert np.array_equal(changed, edge) and (boxed[edge] == BOX_COLOUR).all()
 
 
 @pytest.mark.parametrize("box", [(0, 0, 121, 90), (-1, 0, 60, 60), (50, 50, 50, 60)])

@@ -13,10 +13,11 @@ import torch
 from detectron2.modeling import build_model
 
 import ensemble_masks
+from fx_d2.data.lung_input import lung_classes
 from fx_d2.engine.checkpoint import FxCheckpointer
 from fx_d2.engine.setup import load_config
 from fx_d2.phantom.world import make_world
-from fx_d2.pipelines.lung_masks import LungSegmentor, MaskRecipe, lung_classes
+from fx_d2.pipelines.lung_masks import LungSegmentor, MaskRecipe
 from fx_d2.pipelines.mask_ensemble import RULES, Cleaning
 from fx_d2.predictor import Predictor
 

@@ -18,8 +18,10 @@ from detectron2.modeling import build_model
 
 import run_hybrid
 from fx_d2.engine.checkpoint import FxCheckpointer
+from fx_d2.engine.ensemble import load_trained
 from fx_d2.engine.setup import load_config
 from fx_d2.phantom.world import make_world
+from fx_d2.pipelines.committee_members import last_stage
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "configs/quick_schedules/foundation_x_instant_test.yaml")
@@ -27,10 +29,10 @@ ODD = "a<b>&'q.png"  # a name that would be markup
 Command = Callable[..., tuple[int, str]]
 
 
-def save(folder: Path, task: str, source: str, *, everything: bool = False) -> None:
+def save(folder: Path, task: str, source: str, *words: str, everything: bool = False) -> None:
     """Random weights; ``everything`` calls every pixel lung."""
     given = ("MODEL.FX.SOURCES", f"('{source}',)", "DATASETS.TASKS", f"('{task}',)")
-    cfg = load_config(QUICK, [*given, "INPUT.FX.SIZE", "64", "MODEL.DEVICE", "cpu"])
+    cfg = load_config(QUICK, [*given, *words, "INPUT.FX.SIZE", "64", "MODEL.DEVICE", "cpu"])
     torch.manual_seed(3)
     model = build_model(cfg)
     if everything:
@@ -46,6 +48,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "segmentors/all", "seg", "montgomery", everything=True)
     save(folder / "segmentors/none", "seg", "covid_radiography")
     save(folder / "classifier", "cls", "covid_radiography")
+    save(folder / "masked", "seg", "montgomery", "INPUT.FX.LUNGS.MODE", "mask")
     return folder
 
 
@@ -166,6 +169,16 @@ def test_the_page_stands_alone_and_escapes_names(ran: Ran) -> None:
     assert len(ran.page) < 2_000_000
 
 
+def test_maps_are_of_the_last_stage_that_is_fine_enough(ran: Ran, weights: Path) -> None:
+    """At 64 px stride 32 has 2 x 2 cells, stride 16 has 4 x 4, stride 8 has 8 x 8."""
+    layer = ran.summary["settings"]["heat_map"]["layer"]
+    module = load_trained(weights / "classifier", torch.device("cpu")).model
+    info = module.trunk.net.feature_info
+    facts = info if isinstance(info, list) else info.get_dicts()
+    assert [f["reduction"] for f in facts if layer == f"trunk.net.{f['module']}"] == [8]
+    assert last_stage(module).endswith(facts[-1]["module"])
+
+
 def test_severity_is_called_a_heuristic_wherever_it_stands(ran: Ran) -> None:
     assert "heuristic" in ran.summary["severity"]
     assert "severity_heuristic" in next(iter(ran.rows.values()))
@@ -199,12 +212,30 @@ def test_given_masks(command: Command, films: Path, weights: Path, tmp_path: Pat
     code, said = command(films, *words, "--lung-input", "mask+crop", "--cards", "1")
     assert code == 1 and "1 of 5 films done" in said
     assert re.search(r"d0\.dcm: the lung mask is 500 x 500; expected \d+ x \d+, the film", said)
-    assert said.count("no lung mask") == 3  # d1, the odd one, the broken one
+    assert said.count("no lung mask") == 2  # d1, the odd one
+    lacking = [line for line in said.splitlines() if "broken.dcm" in line]
+    assert len(lacking) == 1 and "mask" not in lacking[0]  # the film is broken, mask or not
     lines = [json.loads(line) for line in (tmp_path / "o/films.jsonl").read_text().splitlines()]
     (done,) = [line for line in lines if line["status"] == "done"]
     assert done["warnings"] == [] and done["crop"]["mode"] == "mask+crop"
     x0, y0, x1, y1 = done["crop"]["box_xyxy"]
     assert x0 <= 10 < 80 <= x1 and y0 <= 30 < 100 <= y1 and y1 - y0 < 100
+
+
+def test_masks_of_the_source(
+    command: Command, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --dataset the lungs that a record has stand in for segmentors."""
+    make_world(tmp_path / "world", patients=9, seed=2, sources=["montgomery"], size_px=64)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "world"))
+    given = ("--masks", "record", "--classifier", weights / "classifier", "--out", tmp_path / "o")
+    code, said = command("--dataset", "montgomery_train", "--num", "1", *given)
+    assert code == 0, said
+    (line,) = map(json.loads, (tmp_path / "o/films.jsonl").read_text().splitlines())
+    assert line["lungs"]["rule"] == "record" and len(line["lungs"]["pieces"]) == 2
+    assert 0.1 < line["lungs"]["area"] < 0.6
+    code, said = command(tmp_path / "world", *given)
+    assert code == 2 and "--masks record is not a folder" in said
 
 
 @pytest.mark.parametrize(
@@ -213,6 +244,8 @@ def test_given_masks(command: Command, films: Path, weights: Path, tmp_path: Pat
         (("--segmentor", "{w}/classifier", "--classifier", "{w}/classifier"), "no masks of lungs"),
         (("--segmentor", "{w}/segmentors/all", "--classifier", "{w}/segmentors/all"),
          "has no head of image labels"),
+        (("--segmentor", "{w}/masked", "--classifier", "{w}/classifier"),
+         r"masked: learned from films .*LUNGS.MODE 'mask'.*trained with MODE none"),
         (("--weights", "{w}/segmentors"), r"no weights of the classifier.*--classifier"),
         (("--weights", "{w}/nowhere"), "there is no such folder"),
         (("--classifier", "{w}/classifier"), "no weights of the segmentors.*--segmentor PATH"),
@@ -225,8 +258,8 @@ def test_given_masks(command: Command, films: Path, weights: Path, tmp_path: Pat
         (("--weights", "{w}", "--dataset", "rsna_test"), "INPUT files or folders, or --dataset"),
         (("--weights", "{w}", "--masks", "{w}/nowhere"), "is not a folder"),
     ],
-    ids=["cls as seg", "seg as cls", "no cls", "no folder", "no seg", "head", "class", "layer",
-         "level", "area", "both", "masks"],
+    ids=["cls as seg", "seg as cls", "masked seg", "no cls", "no folder", "no seg", "head",
+         "class", "layer", "level", "area", "both", "masks"],
 )  # fmt: skip
 def test_wrong_use_is_one_line(
     command: Command,

@@ -16,7 +16,7 @@ from fx_d2.engine.trainer import FxTrainer
 CONFIG = Path(__file__).parents[2] / "configs/quick_schedules/hybrid_classifier_instant_test.yaml"
 CLASSES = ("COVID", "Normal", "Viral Pneumonia")
 TEST = "covid_radiography_3_test"
-_PER_CLASS, _SIDE = 40, 299
+_PER_CLASS, _SIDE = 24, 299
 
 
 def _write_films(root: Path, *, marker: bool) -> None:
@@ -51,7 +51,7 @@ def _train(root: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> Path:
         "INPUT.FX.AUG.CLS.SHIFT": 0.0,
         "INPUT.FX.AUG.CLS.SCALE": 0.0,
         "SOLVER.IMS_PER_BATCH": 12,
-        "SOLVER.MAX_ITER": 45,
+        "SOLVER.MAX_ITER": 30,
         "SOLVER.BASE_LR": 0.003,
         "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
         "SOLVER.FX.PLATEAU.PATIENCE": 0,
@@ -60,7 +60,7 @@ def _train(root: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> Path:
         "SOLVER.CHECKPOINT_PERIOD": 100,
         "SOLVER.FX.BEST_METRIC": (),
         "DATASETS.TEST": (),
-        "TEST.FX.BOOTSTRAP": 200,
+        "TEST.FX.BOOTSTRAP": 50,
         "MODEL.DEVICE": "cpu",
         "OUTPUT_DIR": folder,
     }
@@ -96,7 +96,7 @@ def test_a_planted_corner_marker_is_detected(tmp_path, monkeypatch, capsys):
         )
     by_part = {row["shown"]: row["figures"]["AUC"] for row in readings["one_model"]["rows"]}
     assert by_part["none"] > 0.95 and by_part["background"] > 0.9 and by_part["mask"] < 0.75
-    assert np.sum(readings["one_model"]["rows"][0]["confusion"]["table"]) > 15
+    assert np.sum(readings["one_model"]["rows"][0]["confusion"]["table"]) > 10
 
 
 @pytest.mark.slow

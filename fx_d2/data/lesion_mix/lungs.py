@@ -6,13 +6,11 @@ the same thing in every source.
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..masks import load_mask
+from ..lung_masks import lungs_of
 from ..record import Record
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 as shares of the frame
@@ -23,7 +21,6 @@ USUAL: Box = (0.13, 0.12, 0.87, 0.80)
 _WHITE = 0.9
 # Shares of the middle of the film that a level leaves darker, from bright to dark.
 _LEVELS = tuple(np.linspace(0.8, 0.2, 9))
-_LUNG_CLASSES = ("Left Lung", "Right Lung", "Lungs")
 
 
 def lung_box(grey: npt.NDArray[np.float32], record: Record | None = None) -> Box | None:
@@ -34,12 +31,10 @@ def lung_box(grey: npt.NDArray[np.float32], record: Record | None = None) -> Box
         record: its record, whose lung masks are used where it has them.
     """
     if record is not None:
-        masks: dict[str, Any] = record.get("masks", {})
-        refs = [masks[name] for name in _LUNG_CLASSES if name in masks]
-        size = (record.get("height"), record.get("width"))
-        if refs and size[0] is not None and size[1] is not None:
-            both = np.any([load_mask(r, size[0], size[1], resize=True) for r in refs], axis=0)
-            found = _around(both)
+        height, width = record.get("height"), record.get("width")
+        if height is not None and width is not None:
+            both = lungs_of(record, (height, width), resize=True)
+            found = None if both is None else _around(both)
             if found is not None:
                 return found
     step = max(1, max(grey.shape) // (2 * _SIDE_PX))  # every nth pixel is enough

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fx_d2.data.images import read_image
 from fx_d2.data.intensity import IntensityConfig, normalise
 from fx_d2.data.lesion_mix.lungs import lung_box
+from fx_d2.data.lung_input import LUNG_CLASSES
 from fx_d2.data.masks import MaskRef, instance_reference, load_mask
 from fx_d2.data.record import Record, box_xyxy
 from fx_d2.data.source import Source
@@ -22,7 +23,7 @@ Size = tuple[int, int]  # height, width
 
 # A region by the names its masks may have in a record.
 _ANATOMY = {
-    "lungs": ("Left Lung", "Right Lung", "Lungs", "Lung"),
+    "lungs": LUNG_CLASSES,
     "heart": ("Heart",),
 }
 
