@@ -68,10 +68,13 @@ def call_tool(
     lock: int,
     waiting: Callable[[], None] = lambda: None,
 ) -> int:
-    """Start a tool and wait for its exit code; see :func:`start_tool`.
+    """Start a tool and wait for its exit code.
 
     Args:
-        words, log, environment, lock: as there.
+        words: see :func:`start_tool`, as for the next three.
+        log: see there.
+        environment: see there.
+        lock: see there.
         waiting: called now and then.
     """
     with terminated_like_interrupted():

@@ -17,7 +17,17 @@ import yaml
 from fx_d2.engine.cycle import choose
 from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study import Then, Tree, World, read_then, read_world, settings
-from fx_d2.engine.study_values import Loader, files, flag, listed, mapping, seeds, text, whole
+from fx_d2.engine.study_values import (
+    Loader,
+    files,
+    flag,
+    listed,
+    mapping,
+    number,
+    seeds,
+    text,
+    whole,
+)
 
 from .settings import DollSettings
 
@@ -166,6 +176,7 @@ def _chain(file: Path, raw: Any) -> Chain:
     if not members:
         raise ValueError("members is empty; name one classifier or more")
     targets = mapping(given.get("targets") or {}, "targets")
+    pretrain = mapping(given["pretrain"], "pretrain", _TRAINING_KEYS)
     chosen = given.get("choose")
     return Chain(
         file=file,
@@ -174,9 +185,7 @@ def _chain(file: Path, raw: Any) -> Chain:
         common=settings(given.get("common"), "common"),
         members=tuple(_member(file, _named(name), item) for name, item in members.items()),
         masks=_masks(file, given["masks"]),
-        pretrain=_training(
-            file, mapping(given["pretrain"], "pretrain", _TRAINING_KEYS), "pretrain"
-        ),
+        pretrain=_training(file, pretrain, "pretrain"),
         choose=None if chosen is None else _probe(file, chosen),
         targets=tuple(_target(file, _named(name), item) for name, item in targets.items()),
         seeds=seeds(given.get("seeds", [0]), "seeds"),
@@ -206,7 +215,11 @@ def _training(file: Path, given: Mapping[str, Any], where: str) -> Training:
 def _member(file: Path, name: str, raw: Any) -> ChainMember:
     where = f"members.{name}"
     given = mapping(raw, where, _MEMBER_KEYS)
-    spec = {key: given[key] for key in _SPEC_KEYS if key in given}
+    spec: dict[str, Any] = {
+        key: text(given[key], f"{where}.{key}") for key in ("head", "layer") if key in given
+    }
+    if "weight" in given:
+        spec["weight"] = number(given["weight"], f"{where}.weight")
     if "path" not in given:
         training = _training(file, given, where)
         return ChainMember(

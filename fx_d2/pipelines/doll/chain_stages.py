@@ -245,12 +245,11 @@ class ChainRun:
         """Checked as the tool will do it; the members are those of the chain."""
         chain = self.chain
         file = str(chain.masks.config or "")
-        tree = (yaml.safe_load(Path(file).read_text("utf-8")) or {}) if file else {}
-        self._mask_tree = overlaid(tree, chain.masks.overrides)
-        self._mask_tree["members"] = [self._as_spec(member) for member in chain.members]
         try:
-            if file:
-                load_settings(file)
+            load_settings(file)
+            tree = yaml.safe_load(Path(file).read_text("utf-8")) if file else {}
+            self._mask_tree = overlaid(tree, chain.masks.overrides)
+            self._mask_tree["members"] = [self._as_spec(member) for member in chain.members]
             words = [w for k, v in self._mask_tree.items() for w in (k, yaml.safe_dump(v))]
             found = load_settings("", words)
         except SettingsError as exc:
