@@ -36,11 +36,10 @@ from fx_d2.engine.study_folder import locked
 from fx_d2.engine.study_plan import datasets_below
 from fx_d2.pipelines.doll.chain import read_chain
 from fx_d2.pipelines.doll.chain_report import NAME, write_summary
-from fx_d2.pipelines.doll.chain_stages import STAGES, ChainRun
+from fx_d2.pipelines.doll.chain_stages import ChainRun
 from fx_d2.report.stages import Stage, duration, run_stages, seconds_of, states_of
 
 STATE = "stages.json"
-__all__ = ["STAGES", "main"]
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import run_doll
+from fx_d2.pipelines.doll.chain_stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick_schedules/doll_chain_instant_test.yaml"
@@ -37,7 +38,7 @@ def command(tmp_path: Path, capsys) -> Callable[..., tuple[int, str, str]]:
 def test_the_list_makes_nothing(command, tmp_path: Path):
     code, said, _ = command("--list")
     rows = [line.split()[:3] for line in said.splitlines()[2:]]
-    assert code == 0 and rows == [[name, "to", "do"] for name in run_doll.STAGES]
+    assert code == 0 and rows == [[name, "to", "do"] for name in STAGES]
     assert not (tmp_path / "out").exists()
 
 
