@@ -34,6 +34,7 @@ from fx_d2.data.errors import did_you_mean
 from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study_folder import locked
 from fx_d2.engine.study_plan import datasets_below
+from fx_d2.engine.tool_calls import terminated_like_interrupted
 from fx_d2.pipelines.doll.chain import read_chain
 from fx_d2.pipelines.doll.chain_report import NAME, write_summary
 from fx_d2.pipelines.doll.chain_stages import ChainRun
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             return write_summary(made, _about(args), seconds_of(state_file))
 
     made = ChainRun(chain, args.out, Path(__file__).resolve().parent, args.jobs, report)
-    with datasets_below(made.world):
+    with terminated_like_interrupted(), datasets_below(made.world):
         stages = made.stages()
         todo = chosen(stages, args.until)
         if args.list:

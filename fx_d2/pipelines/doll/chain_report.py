@@ -64,7 +64,7 @@ def _json(file: Path) -> Any:
 def _members(run: ChainRun) -> list[dict[str, Any]]:
     """Of those that the chain trained; the AUC is that of their own test datasets."""
     found = []
-    for job in run.member_jobs(count=False):
+    for job in run.members:
         if state_of(job) != DONE:
             continue
         results = (_json(result_of(job)) or {}).get("results", {})

@@ -84,7 +84,7 @@ class ChainRun:
         self.settings = self._mask_settings()
         self.source = self._explained()
         # Every training as far as it is known: what is wrong shows here, not after days.
-        self._members = self.member_jobs(count=False)
+        self.members = self.member_jobs(count=False)
         self._before_masks = plan(
             self._study(self._pretraining(), chain.seeds), self.out, count=False
         )
@@ -93,7 +93,7 @@ class ChainRun:
         if chain.choose is not None:
             self._probe = loaded(self._body(chain.choose.training), f"{chain.file}: choose")
         if self._world is not None:
-            used = [*self._members, *self._targets]
+            used = [*self.members, *self._targets]
             if self._probe is not None:
                 used.append(replace(self._before_masks[0], cfg=self._probe))
             keys = [self.source, *self._world.sources]
@@ -126,7 +126,9 @@ class ChainRun:
                 continue
             settings = {"own": self._settings_of(name), "before": before}
             after = (stages[-1].name,) if stages else ()
-            stages.append(Stage(name, words, None, settings, work, there, after))
+            # Probes are known by the name of the epoch's file, which other weights have too.
+            holds = self.out / "choose" if name == "choose" else None
+            stages.append(Stage(name, words, None, settings, work, there, after, holds))
             before = stages[-1].mark()
         return stages
 
@@ -137,7 +139,7 @@ class ChainRun:
             assert self._world is not None
             return {**vars(self._world), "sources": sorted(self._world.sources)}
         if name == "classify":
-            return [job.fingerprint for job in self._members]
+            return [job.fingerprint for job in self.members]
         if name == "explain":
             facts = self.settings
             members = [[m.name, m.path, dict(m.spec)] for m in chain.members]
@@ -277,7 +279,7 @@ class ChainRun:
 
     def _make_world(self) -> None:
         study = self._study(self.chain.pretrain, ())
-        make_data(study, [*self._members, *self._targets], self.out, self._jobs)
+        make_data(study, [*self.members, *self._targets], self.out, self._jobs)
 
     def _world_there(self) -> bool:
         assert self._world is not None and self.world is not None
@@ -287,7 +289,7 @@ class ChainRun:
         self._run(self.member_jobs())
 
     def _classified(self) -> bool:
-        return all(state_of(job) == DONE for job in self._members)
+        return all(state_of(job) == DONE for job in self.members)
 
     def _explain(self) -> None:
         file, reading = self.out / "masks.yaml", self.out / "reading.yaml"
