@@ -77,12 +77,12 @@ def _hits(body: Mapping[str, Any]) -> Iterable[list[str]]:
                "these classes."]  # fmt: skip
         return
     columns = [CONSENSUS, *body["members"]]
-    for number, explainer in enumerate(body["explainers"]):
+    for place, explainer in enumerate(body["explainers"]):
         for what, title in (("pointing", "Pointing game"), ("mass", "Mass in the true region")):
             rows = []
             for name in names:
                 own = body["classes"][name]
-                found = own if not number else own["beside"][explainer]
+                found = own if not place else own["beside"][explainer]
                 rows.append(
                     [name, own["with_truth"], number(own["chance"])]
                     + [number(found[what][c]) for c in columns]
