@@ -200,7 +200,7 @@ def _study(file: Path, raw: Any) -> Study:
     return Study(
         file=file,
         title=text(given.get("title", file.stem), "title"),
-        world=_world(given["world"]) if given.get("world") is not None else None,
+        world=read_world(given["world"]) if given.get("world") is not None else None,
         prepare=tuple(
             _words(raw, f"prepare[{i}]")
             for i, raw in enumerate(listed(given.get("prepare", []), "prepare"))
@@ -249,7 +249,8 @@ def _check_starts(arms: Sequence[Arm]) -> None:
         above[arm.name] = arm
 
 
-def _world(raw: Any) -> World:
+def read_world(raw: Any) -> World:
+    """The group ``world`` of a study file, and of others that have one."""
     given = mapping(raw, "world", _WORLD_KEYS, needed=("patients", "seed"))
     sources = listed(given.get("sources", []), "world.sources")
     size = given.get("size")
@@ -297,7 +298,9 @@ def _arm(file: Path, config: Path, name: str, raw: Any) -> Arm:
         layers=files(file, listed(given.get("layers", []), f"{where}.layers"), f"{where}.layers"),
         overrides=overrides,
         starts=starts,
-        then=tuple(_then(file, config, where, _name(k), item, kind) for k, item in then.items()),
+        then=tuple(
+            read_then(file, config, where, _name(k), item, kind) for k, item in then.items()
+        ),
     )
 
 
@@ -319,7 +322,17 @@ def _starts(given: Mapping[str, Any], where: str, kind: str) -> tuple[str, ...]:
     return (start[1:-1],)
 
 
-def _then(file: Path, config: Path, arm: str, name: str, raw: Any, kind: str) -> Then:
+def read_then(file: Path, config: Path, arm: str, name: str, raw: Any, kind: str) -> Then:
+    """Few-shot runs as a study file describes them.
+
+    Args:
+        file: whose folder paths are relative to.
+        config: where they name none.
+        arm: what stands before their name in messages.
+        name: of theirs.
+        raw: their settings.
+        kind: of the arm.
+    """
     where = f"{arm}.then.{name}"
     given = mapping(raw, where, _THEN_KEYS, needed=("images",))
     start = text(given.get("weights", "" if kind == UNTRAINED else WEIGHTS), f"{where}.weights")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from .setup import ConfigError
 from .study import OUT, Study
 from .study_folder import last_line, locked
 from .study_plan import world_of
+from .tool_calls import call_tool
 
 _FOLDER, _DONE, _LOG = "prepare", "done.json", "log"
 
@@ -46,17 +46,7 @@ def prepare_data(study: Study, out: Path, tools: Path) -> None:
         for words in tqdm(waiting, "prepare", unit=" calls"):
             tool, *rest = (word.replace(OUT, str(out)) for word in words)
             command = [sys.executable, str(tools / tool), *rest]
-            with open(folder / _LOG, "ab") as log:
-                log.write(f"$ {' '.join(command)}\n".encode())
-                log.flush()
-                code = subprocess.run(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    pass_fds=(lock,),
-                ).returncode
+            code = call_tool(command, folder / _LOG, environment, lock)
             if code:
                 said = last_line(folder / _LOG)
                 raise ConfigError(f"{study.file}: prepare: {tool} ended with {code}: {said}")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +34,10 @@ from .study_plan import (
     sources_of,
     world_of,
 )
+from .tool_calls import Process, end_tools, start_tool, terminated_like_interrupted
 from .weights import CheckpointFiles
 
 _POLL_S = 0.5
-_GRACE_S = 20.0  # a training ends within a step or an image of its evaluation
 
 
 def make_data(study: Study, jobs: Sequence[Job], out: Path, workers: int) -> None:
@@ -96,7 +94,7 @@ def _cache(keys: Sequence[str], out: Path, size_px: int, voi: str, workers: int)
 @dataclass
 class _Running:
     job: Job
-    process: subprocess.Popen[bytes]
+    process: Process
     slot: int
     began: float
     before: float  # seconds of earlier attempts
@@ -146,7 +144,7 @@ class Runner:
         outcome = Outcome()
         waiting = [job for job in jobs if state_of(job) != DONE]
         outcome.done = [job for job in jobs if job not in waiting]
-        with locked(self._out) as lock, _terminated_like_interrupted():
+        with locked(self._out) as lock, terminated_like_interrupted():
             bar = _Bar(waiting, len(jobs))
             try:
                 while waiting or self._running:
@@ -189,21 +187,8 @@ class Runner:
         body = without_idle_patterns(job.body, job.cfg) if job.head else job.body
         write_atomically(job.folder / CONFIG_FILE, as_file(body))
         note(job, before, done=False)
-        words = self._words(job)
-        with open(job.folder / LOG, "ab") as log:
-            log.write(f"$ {' '.join(words)}\n".encode())
-            log.flush()
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(slot),
-                # Ctrl-C reaches this process alone, which then ends the others one by one.
-                start_new_session=True,
-                # Whoever holds it uses the folder, even when this process was killed.
-                pass_fds=(lock,),
-            )
+        log = job.folder / LOG
+        process = start_tool(self._words(job), log, self._environment(slot), lock)
         return _Running(job, process, slot, time.monotonic(), before)
 
     def _words(self, job: Job) -> list[str]:
@@ -259,26 +244,13 @@ class Runner:
         bar.tell(f"FAILED: {job.name}: {why}")
 
     def _stop(self) -> None:
-        """End what still runs: asked first, so that no half-written file is left behind."""
-        # A process started in the background ignores SIGINT, and its children inherit that.
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        """End what still runs."""
         try:
-            self._ask(signal.SIGTERM if ignored else signal.SIGINT)
-        finally:  # after the time of grace, or a second Ctrl-C
+            end_tools([running.process for running in self._running])
+        finally:
             for running in self._running:
-                if running.process.poll() is None:
-                    _send(running, signal.SIGKILL)
-                    running.process.wait()
                 note(running.job, self._seconds(running), done=False)
             self._running.clear()
-
-    def _ask(self, how: signal.Signals) -> None:
-        for running in self._running:
-            _send(running, how)
-        until = time.monotonic() + _GRACE_S
-        for running in self._running:
-            with suppress(subprocess.TimeoutExpired):
-                running.process.wait(max(0.1, until - time.monotonic()))
 
     @staticmethod
     def _seconds(running: _Running) -> float:
@@ -330,21 +302,6 @@ def _steps_so_far(job: Job) -> int:
     with suppress(ValueError, KeyError, TypeError):
         return int(json.loads(last_line(job.folder / "metrics.json"))["iteration"]) + 1
     return 0
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Within, SIGTERM is an interrupt: else the runs would go on without anybody."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _send(running: _Running, what: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(running.process.pid, what)
 
 
 def _drop_resume_points(job: Job) -> None:

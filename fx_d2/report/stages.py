@@ -14,6 +14,7 @@ from fx_d2.command_line import WrongUse
 from fx_d2.data.atomic import write_atomically
 
 FORMAT = "fx_d2 stages 1"
+DONE, BEGUN, NEW, OTHER = "done", "begun", "to do", "other settings"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Stage:
     Args:
         name: short, for the state.
         words: what is done, for people.
-        expected_s: how long it takes on two idle cores.
+        expected_s: how long it takes on two idle cores; None where nobody knows.
         settings: all that decides about its outcome; JSON values.
         work: does it; interrupted and called again it goes on.
         there: whether its outcome still lies where it was put.
@@ -33,7 +34,7 @@ class Stage:
 
     name: str
     words: str
-    expected_s: float
+    expected_s: float | None
     settings: Mapping[str, Any]
     work: Callable[[], None]
     there: Callable[[], bool]
@@ -70,18 +71,20 @@ def run_stages(
             raise WrongUse(
                 f"{stage.holds} was made with other settings; name another folder, or remove it"
             )
-    done = {stage.name: _is_done(stage, state) for stage in stages}
-    for stage in stages:  # what follows anew
-        done[stage.name] &= all(done.get(name, True) for name in stage.after)
-    left_s = sum(stage.expected_s for stage in stages if not done[stage.name])
+    done = _done(stages, state)
+    left_s = sum(stage.expected_s or 0.0 for stage in stages if not done[stage.name])
+    told = all(stage.expected_s is not None for stage in stages)
     for number, stage in enumerate(stages, 1):
         place = f"[{number}/{len(stages)}] {stage.words}"
         if done[stage.name]:
             tell(f"{place}: done before, in {duration(state[stage.name]['seconds'])}")
             continue
-        tell(f"{place}: about {duration(stage.expected_s)} (about {duration(left_s)} to the end)")
+        if told:
+            own_s = stage.expected_s or 0.0
+            place += f": about {duration(own_s)} (about {duration(left_s)} to the end)"
+            left_s -= own_s
+        tell(place)
         spent = _work(stage, state, state_file)
-        left_s -= stage.expected_s
         tell(f"      took {duration(spent)}")
     return {stage.name: state[stage.name]["seconds"] for stage in stages}
 
@@ -89,6 +92,30 @@ def run_stages(
 def seconds_of(state_file: Path) -> dict[str, float]:
     """Seconds of each stage so far."""
     return {name: found["seconds"] for name, found in _read(state_file).items()}
+
+
+def states_of(stages: Sequence[Stage], state_file: Path) -> dict[str, str]:
+    """``done``, ``begun``, ``to do``, or ``other settings`` of each stage."""
+    state = _read(state_file)
+    done = _done(stages, state)
+    found = {}
+    for stage in stages:
+        known = state.get(stage.name)
+        words = DONE if done[stage.name] else NEW
+        if known is not None and known["mark"] != stage.mark():
+            words = OTHER
+        elif known is not None and not known["done"]:
+            words = BEGUN
+        found[stage.name] = words
+    return found
+
+
+def _done(stages: Sequence[Stage], state: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether nothing is to be done, by its name; what follows something new is done anew."""
+    done = {stage.name: _is_done(stage, state) for stage in stages}
+    for stage in stages:
+        done[stage.name] &= all(done.get(name, True) for name in stage.after)
+    return done
 
 
 def _is_done(stage: Stage, state: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from fx_d2.modeling.backbone.smp_encoder import ZOO
 from fx_d2.modeling.heads.spec import head_specs
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
-OTHERS = ("doll/pseudo_masks.yaml",)
+OTHERS = ("doll/pseudo_masks.yaml", "doll/chain", "quick_schedules/doll_chain")
 FILES = sorted(
     name
     for path in ROOT.rglob("*.yaml")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fx_d2.command_line import WrongUse
-from fx_d2.report.stages import Stage, duration, run_stages, seconds_of
+from fx_d2.report.stages import Stage, duration, run_stages, seconds_of, states_of
 
 
 class Work:
@@ -104,3 +105,25 @@ def test_a_damaged_state_is_no_state(work: Work, text: str):
 )
 def test_durations(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_the_state_of_every_stage(work: Work):
+    stages = work.stage("a"), work.stage("b"), work.stage("c", after=("b",))
+    file = work.folder / "state.json"
+    assert states_of(stages, file) == {"a": "to do", "b": "to do", "c": "to do"}
+    work.fail = "b"
+    with pytest.raises(KeyboardInterrupt):
+        work.run(*stages)
+    assert states_of(stages, file) == {"a": "done", "b": "begun", "c": "to do"}
+    work.fail = ""
+    work.run(*stages)
+    changed = work.stage("a", settings=2), stages[1], stages[2]
+    assert states_of(changed, file) == {"a": "other settings", "b": "done", "c": "done"}
+    (work.folder / "b").unlink()  # what follows is made anew too
+    assert states_of(stages, file) == {"a": "done", "b": "to do", "c": "to do"}
+
+
+def test_a_time_that_nobody_knows_is_not_told(work: Work):
+    unknown = replace(work.stage("b"), expected_s=None)
+    work.run(work.stage("a"), unknown)
+    assert work.said[0] == "[1/2] doing a" and work.said[2] == "[2/2] doing b"

@@ -35,10 +35,10 @@ def _masks(body: Mapping[str, Any]) -> list[str]:
                 name,
                 figures["positive"],
                 figures["masks"],
-                _number(figures["share_kept"]),
-                _number(figures["area"]),
-                _number(figures["ignored"]),
-                _number(figures["completeness"]["mean"]),
+                number(figures["share_kept"]),
+                number(figures["area"]),
+                number(figures["ignored"]),
+                number(figures["completeness"]["mean"]),
                 states["negative"],
                 others or "-",
             ]
@@ -51,7 +51,7 @@ def _masks(body: Mapping[str, Any]) -> list[str]:
         "Area and ignored are shares of the frame; completeness is the relative error of the "
         "worst member.",
         "",
-        *_table(columns, rows),
+        *table(columns, rows),
     ]
 
 
@@ -63,10 +63,10 @@ def _left_out(body: Mapping[str, Any]) -> list[str]:
 def _auc(body: Mapping[str, Any]) -> list[str]:
     columns = [CONSENSUS, *body["members"]]
     rows = [
-        [name, *(_number(figures["auc"][c]) for c in columns)]
+        [name, *(number(figures["auc"][c]) for c in columns)]
         for name, figures in body["classes"].items()
     ]
-    return ["## AUC on these images", "", *_table(["class", *columns], rows)]
+    return ["## AUC on these images", "", *table(["class", *columns], rows)]
 
 
 def _hits(body: Mapping[str, Any]) -> Iterable[list[str]]:
@@ -77,24 +77,22 @@ def _hits(body: Mapping[str, Any]) -> Iterable[list[str]]:
                "these classes."]  # fmt: skip
         return
     columns = [CONSENSUS, *body["members"]]
-    for number, explainer in enumerate(body["explainers"]):
+    for place, explainer in enumerate(body["explainers"]):
         for what, title in (("pointing", "Pointing game"), ("mass", "Mass in the true region")):
             rows = []
             for name in names:
                 own = body["classes"][name]
-                found = own if not number else own["beside"][explainer]
+                found = own if not place else own["beside"][explainer]
                 rows.append(
-                    [name, own["with_truth"], _number(own["chance"])]
-                    + [_number(found[what][c]) for c in columns]
+                    [name, own["with_truth"], number(own["chance"])]
+                    + [number(found[what][c]) for c in columns]
                 )
             mean = places[explainer][what]
-            rows.append(
-                ["mean", "", _number(places["chance"]), *(_number(mean[c]) for c in columns)]
-            )
+            rows.append(["mean", "", number(places["chance"]), *(number(mean[c]) for c in columns)])
             yield [
                 f"## {title}: {explainer}",
                 "",
-                *_table(["class", "images", "chance", *columns], rows),
+                *table(["class", "images", "chance", *columns], rows),
                 *(_verdict(body, explainer) if what == "pointing" else []),
             ]
 
@@ -108,23 +106,26 @@ def _verdict(body: Mapping[str, Any], explainer: str) -> list[str]:
     top = max(raw.values())
     return [
         "",
-        f"Best single member: {best}, {_number(values[best])} against "
-        f"{_number(values[CONSENSUS])} of the consensus. Members are measured as committees of "
-        f"one; by the single highest pixel of the unclipped map the best has {_number(top)}.",
+        f"Best single member: {best}, {number(values[best])} against "
+        f"{number(values[CONSENSUS])} of the consensus. Members are measured as committees of "
+        f"one; by the single highest pixel of the unclipped map the best has {number(top)}.",
     ]
 
 
 def _committee(made: Mapping[str, Any]) -> list[str]:
     rows = [[one["name"], str(one["sha256"])[:16]] for one in made["committee"]]
-    return ["## Committee", "", *_table(["member", "SHA-256 of its weights"], rows)]
+    return ["## Committee", "", *table(["member", "SHA-256 of its weights"], rows)]
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a table."""
+
     def line(cells: Sequence[Any]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
     return [line(columns), line(["---"] * len(columns)), *(line(row) for row in rows)]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,122 @@
+"""The chain of DoLL as a user runs it: wrong use, and a whole run that is ended and continued."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import run_doll
+from fx_d2.pipelines.doll.chain_stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ROOT / "configs/quick_schedules/doll_chain_instant_test.yaml"
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys) -> Callable[..., tuple[int, str, str]]:
+    def run(*words: object) -> tuple[int, str, str]:
+        given = [] if "--chain" in words else ["--chain", QUICK]
+        given += [] if "--out" in words else ["--out", tmp_path / "out"]
+        try:
+            code = run_doll.main([str(word) for word in (*given, *words)])
+        except SystemExit as exc:
+            code = int(exc.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_the_list_makes_nothing(command, tmp_path: Path):
+    code, said, _ = command("--list")
+    rows = [line.split()[:3] for line in said.splitlines()[2:]]
+    assert code == 0 and rows == [[name, "to", "do"] for name in STAGES]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--until", "explian"), "Did you mean 'explain'"),
+        (("--chain", "nowhere.yaml"), "there is no chain file nowhere.yaml"),
+        (("--out", "file"), "is a file"),
+        (("--jobs", "0"), "whole number from 1"),
+    ],
+)
+def test_wrong_use_is_one_line(command, tmp_path: Path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    code, _, err = command(*words)
+    assert code == 2 and told in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def call(out: Path, *words: str, stop_at: str = "") -> tuple[int, str]:
+    """The tool in its own process, ended by SIGTERM once ``stop_at`` is among what it says."""
+    process = subprocess.Popen(
+        [sys.executable, "tools/run_doll.py", "--chain", QUICK, "--out", out, *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    said = b""
+    while stop_at and stop_at.encode() not in said:
+        byte = process.stdout.read(1)
+        assert byte, said.decode()
+        said += byte
+    if stop_at:
+        process.send_signal(signal.SIGTERM)
+    said += process.communicate(timeout=900)[0]
+    return process.returncode, said.decode().replace("\r", "\n")
+
+
+@pytest.mark.slow
+def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path):
+    out = tmp_path / "out"
+    code, said = call(out, "--jobs", "2", stop_at="explaining chestx_det_train")
+    assert code == 130 and "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "run_doll: interrupted; call it again to continue"
+    listed = command("--list")[1].splitlines()
+    assert [line.split()[1] for line in listed[2:5]] == ["done", "done", "begun"]
+    finished = (out / "members/a/seed1/model_final.safetensors").stat().st_mtime_ns
+
+    code, said = call(out, "--jobs", "2", "--until", "explain")
+    assert code == 0 and "training 2 classifiers: done before" in said, said
+    assert (out / "members/a/seed1/model_final.safetensors").stat().st_mtime_ns == finished
+    assert not (out / "pretrain").exists()
+
+    code, said = call(out, "--jobs", "2")
+    assert code == 0, said
+    body = json.loads((out / "summary.json").read_text("utf-8"))
+    assert [one["name"] for one in body["members"]] == ["a", "b"]
+    report = json.loads((out / "masks/report.json").read_text("utf-8"))
+    assert body["masks"]["places"] == report["places"]
+    assert set(body["masks"]["places"]) >= {"integrated_gradients", "grad_cam"}
+    page = (out / "summary.md").read_text("utf-8")
+    assert "## Pointing game" in page and "grad_cam: consensus" in page
+    # The chosen epoch is what is adapted, and scored at half of the way too.
+    chosen = json.loads((out / "choose/seed1/best_epoch.json").read_text("utf-8"))
+    config = (out / "doll/seed1/then/jsrt_full/run.yaml").read_text("utf-8")
+    assert Path(chosen["weights"]).name in config
+    assert body["epochs"][0]["recommended"] == chosen["recommended"]
+    rows = {(r["start"], r["mode"]): r["figures"] for r in body["targets"]}
+    assert set(rows) == {("doll", "full"), ("doll", "heads"), ("random", "full")}
+    assert all({"jsrt/seg/mIoU", "jsrt/seg/mIoU@50%"} <= set(f) for f in rows.values())
+    assert rows["doll", "heads"]["trained_share"][0] < rows["doll", "full"]["trained_share"][0] == 1
+
+    # Nothing is done twice.
+    log = (out / "pretrain/seed1/log").read_bytes()
+    code, said = call(out)
+    assert code == 0 and said.count("done before") == 6
+    assert (out / "pretrain/seed1/log").read_bytes() == log
