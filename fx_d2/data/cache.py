@@ -336,14 +336,14 @@ class CachedReader:
     def __init__(self, folder: str | os.PathLike[str], voi: str = "auto") -> None:
         self.folder, self.voi = Path(folder), voi
         self._caches: dict[str, ImageCache | None] = {}
-        self._roots: dict[str, Path] = {}
+        self._places: dict[str, tuple[str, Path]] = {}
         if not self.folder.is_dir():
             raise DataError("no such folder", file=folder, expected="image caches", fix=_REBUILD)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker knows nothing of DATASETS.ROOTS, so it is told where the sources lie.
-        roots = {key: source_root(key) for key in SOURCES}
-        return {**vars(self), "_caches": {}, "_roots": roots}
+        # A spawned worker knows nothing of DATASETS.ROOTS, nor of sources that a config registers,
+        # so it is told where they lie.
+        return {**vars(self), "_caches": {}, "_places": {key: _place(key) for key in SOURCES}}
 
     def read(self, record: Mapping[str, Any]) -> LoadedImage:
         """The image of ``record``, smaller if it comes from a cache."""
@@ -358,8 +358,15 @@ class CachedReader:
         return cache.get(record["file_name"])
 
     def _open(self, key: str) -> ImageCache | None:
-        folder = self.folder / get_source(key).folder
+        name, root = self._places.get(key) or _place(key)
+        folder = self.folder / name
         if not folder.is_dir():
             _logger.warning("%s has no cache in %s: reading its files", key, self.folder)
             return None
-        return ImageCache.open(folder, voi=self.voi, root=self._roots.get(key) or source_root(key))
+        return ImageCache.open(folder, voi=self.voi, root=root)
+
+
+def _place(key: str) -> tuple[str, Path]:
+    """Name of the cache of a source's images, and where its files are."""
+    source = get_source(get_source(key).images_of or key)
+    return source.folder, source_root(source.key)

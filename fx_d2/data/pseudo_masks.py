@@ -115,6 +115,7 @@ def _row(key: str, made: PseudoMasks) -> Source:
         key=key,
         title=f"{base.title}, pseudo-masks",
         folder=str(made.folder),
+        images_of=base.images_of or base.key,
         reader="pseudo_masks",
         splits=splits,
         tasks=("seg",),

@@ -71,6 +71,7 @@ class Source:
         image_size: (height, width) of every image where the provider fixes it.
         frontal_views: values of ``view`` that are frontal; None when the source is frontal
             throughout.
+        images_of: key of the source whose images these are, where the folder has none of its own.
         options: handed to the reader.
         expected: published figures, ``{"train/images": 223414}``; soft checks of the reader and the
             doctor.
@@ -100,6 +101,7 @@ class Source:
     resize_masks: bool = False
     image_size: tuple[int, int] | None = None
     frontal_views: tuple[str, ...] | None = None
+    images_of: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     overlaps: tuple[str, ...] = ()

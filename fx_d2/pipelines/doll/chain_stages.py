@@ -389,8 +389,6 @@ def chain_datasets(masks: Path, source: str) -> Tree:
             "TEST": [f"{source}_{NAME}_val"],
             "TASKS": ["seg"],
         },
-        # A cache is looked up by the folder of a source; that of masks holds no images.
-        "INPUT": {"FX": {"CACHE": ""}},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from fx_d2.data import builtin
 from fx_d2.data.builtin import load_records
+from fx_d2.data.cache import CachedReader
+from fx_d2.data.cache_build import build_cache
+from fx_d2.data.catalog import source_root
 from fx_d2.data.errors import DataError
 from fx_d2.data.mapper import FxMapper
 from fx_d2.data.masks import load_mask
@@ -88,6 +93,20 @@ def test_the_mapper_tells_pixel_by_pixel_what_is_known(folder: Path) -> None:
                 differ = (~known[c].numpy() != ignored).mean()
                 assert ignored.mean() > 0.05 and differ < 0.06
     assert seen > 10
+
+
+def test_its_images_come_from_the_cache_of_those_it_is_of(folder: Path, tmp_path: Path) -> None:
+    register_folder("doll", folder)
+    record = next(iter(load_records("doll_toy_doll", "all")))
+    images = source_root("doll_toy")
+    caches = tmp_path / "caches"
+    place = caches / get_source("doll_toy").folder
+    build_cache([record["file_name"]], place, 24, root=images, progress=False)
+    reader = CachedReader(caches)
+    assert min(reader.read(record).pixels.shape) == 24
+    travelled = pickle.loads(pickle.dumps(reader))  # noqa: S301 - our own bytes
+    builtin.SOURCES.pop("doll_toy_doll")  # as in a spawned worker, which loads no config
+    assert min(travelled.read(record).pixels.shape) == 24
 
 
 @pytest.mark.parametrize(
