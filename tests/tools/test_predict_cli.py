@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(
         (["{films}", "--context", "view"], "'view' is not NAME=VALUE"),
         (["{films}", "--context", "view=AP"], "this model is not told 'view' of an image"),
         (["{films}", "--batch-size", "0"], "from 1"),
-        (["{films}", "--score-threshold", "1.5"], "not from 0 to 1"),
+        (["{films}", "--score-threshold", "1.5"], "not a number from 0 to 1"),
         (["{films}", "--score-threshold", "half"], "half"),
         ([], "INPUT"),
     ],

@@ -86,9 +86,11 @@ def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path
     out = tmp_path / "out"
     code, said = call(out, "--jobs", "2", stop_at="explaining chestx_det_train")
     assert code == 130 and "Traceback" not in said
-    assert said.strip().splitlines()[-1] == "run_doll: interrupted; call it again to continue"
+    assert said.strip().endswith("run_doll: interrupted; call it again to continue")
     listed = command("--list")[1].splitlines()
-    assert [line.split()[1] for line in listed[2:5]] == ["done", "done", "begun"]
+    states = [line.split()[1] for line in listed[2:5]]
+    # It was told to stop as the third began, which may be before its first file.
+    assert states[:2] == ["done", "done"] and states[2] in ("begun", "to")
     finished = (out / "members/a/seed1/model_final.safetensors").stat().st_mtime_ns
 
     code, said = call(out, "--jobs", "2", "--until", "explain")
