@@ -166,6 +166,7 @@ for _alias, _source in {
     "vindr_global": "vindr_cxr",
     "chexmask_vindr": "vindr_cxr",
     "cxr_lt": "mimic_cxr",
+    "covid_radiography_3": "covid_radiography",
 }.items():
     CASE_MIX[_alias] = CASE_MIX[_source]
 
