@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from fx_d2.explain import Classifier, IGSettings, integrated_gradients
 
 from .report import Table
 from .setting import Setting, first_spec, make_batch
-from .timing import alternate
+from .timing import Timing, alternate
 
 # Captum has it too, and it needs no pass of its own for the ends of the path.
 _RULE = "middle"
@@ -91,6 +91,16 @@ def measure_explain(
         quiet=quiet,
         clock=clock,
     )
+    what = (
+        f"{len(images)} images of {setting.size_px} px, {len(chosen)} classes of {spec.name}, "
+        f"{plan.steps} steps, {plan.batch} points in a pass."
+    )
+    return _table(times, found, len(images), what)
+
+
+def _table(
+    times: Mapping[str, Timing], found: Mapping[str, Tensor], images: int, what: str
+) -> Table:
     base, slowest = found["batched"], times["one by one"]
     rows = []
     for name, timing in times.items():
@@ -100,7 +110,7 @@ def measure_explain(
         rows.append(
             {
                 "way": name,
-                "rate": len(images) / timing.median,
+                "rate": images / timing.median,
                 "speed": 1 / timing.ratio(slowest),
                 "apart": apart,
             }
@@ -115,9 +125,8 @@ def measure_explain(
         },
         rows,
         (
-            f"{len(images)} images of {setting.size_px} px, {len(chosen)} classes of {spec.name}, "
-            f"{plan.steps} steps, {plan.batch} points in a pass. The difference is that of the "
-            "maps from the last row, as a share of their largest value.",
+            f"{what} The difference is that of the maps from the last row, as a share of their "
+            "largest value.",
         ),
     )
 

@@ -12,14 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fx_d2.data.source import TASKS
 from fx_d2.data.sources import get_source
 
 from .cycle import choose
 from .setup import ConfigError
-from .study_values import Loader, files, flag, listed, mapping, number, seeds, text, whole
+from .study_values import (
+    files,
+    flag,
+    listed,
+    mapping,
+    number,
+    read_file,
+    seeds,
+    text,
+    whole,
+)
 
 WEIGHTS = "{weights}"  # of the run that a later step starts from
 OUT = "{out}"  # the folder of the study, in settings and in words of 'prepare'
@@ -173,19 +181,7 @@ def read_study(file: str | Path) -> Study:
     Raises:
         ConfigError: it cannot be read, or is no study; the message is one line.
     """
-    path = Path(file).expanduser().absolute()
-    if not path.is_file():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no study"
-        raise ConfigError(f"there is no study file {file}; its folder has {there}")
-    try:
-        raw = yaml.load(path.read_text("utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
-        raise ConfigError(f"{file}: {' '.join(str(exc).split())[:300]}") from exc
-    try:
-        return _study(path, raw)
-    except (KeyError, ValueError) as exc:
-        said = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
-        raise ConfigError(f"{file}: {' '.join(str(said).split())}") from exc
+    return read_file(file, "study", "*.yaml", _study)
 
 
 def _study(file: Path, raw: Any) -> Study:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from .cycle import choose
+from .setup import ConfigError
+
+Made = TypeVar("Made")
 
 
 class Loader(yaml.SafeLoader):
@@ -28,6 +31,33 @@ class Loader(yaml.SafeLoader):
             )
         self._seen.add(id(node))
         super().flatten_mapping(node)
+
+
+def read_file(file: str | Path, what: str, pattern: str, make: Callable[[Path, Any], Made]) -> Made:
+    """What a YAML file describes, checked.
+
+    Args:
+        file: relative to where the call is made.
+        what: it is, for messages: "study".
+        pattern: of the names of such files, shown where this one is not there.
+        make: from the path and the content; its ValueError names the place in the file.
+
+    Raises:
+        ConfigError: it cannot be read, or ``make`` refuses it; the message is one line.
+    """
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in path.parent.glob(pattern))) or f"no {what}"
+        raise ConfigError(f"there is no {what} file {file}; its folder has {there}")
+    try:
+        raw = yaml.load(path.read_text("utf-8"), Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
+        raise ConfigError(f"{file}: {' '.join(str(exc).split())[:300]}") from exc
+    try:
+        return make(path, raw)
+    except (KeyError, ValueError) as exc:
+        said = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
+        raise ConfigError(f"{file}: {' '.join(str(said).split())}") from exc
 
 
 def mapping(

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-# Makes ``studies`` importable.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
+import pytest
+
+# Makes ``studies`` importable, and ``own_process``.
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "engine"), str(HERE)]
+
+
+@pytest.fixture
+def loggers_kept() -> Iterator[None]:
+    """A tool that is called here leaves the loggers as they were."""
+    loggers = [logging.getLogger(name) for name in ("fx_d2", "detectron2", "fvcore")]
+    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
+    yield
+    for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,10 +46,8 @@ def pretrained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(world, monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str, str]]]:
+def command(world, monkeypatch, capsys, loggers_kept) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(world))
-    loggers = [logging.getLogger(name) for name in ("fx_d2", "detectron2", "fvcore")]
-    before = [(log.handlers[:], log.propagate, log.level) for log in loggers]
 
     def run(tool, *words: object) -> tuple[int, str, str]:
         try:
@@ -60,10 +57,7 @@ def command(world, monkeypatch, capsys) -> Iterator[Callable[..., tuple[int, str
         said = capsys.readouterr()
         return code, said.out, said.err
 
-    yield run
-    for log, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        log.handlers, log.propagate = handlers, propagate
-        log.setLevel(level)
+    return run
 
 
 def test_the_best_mean_is_recommended_of_equal_ones_the_earlier(tmp_path: Path):

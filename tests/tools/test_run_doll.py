@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
+from own_process import call
 
 import run_doll
 from fx_d2.pipelines.doll.chain_stages import STAGES
@@ -59,32 +55,11 @@ def test_wrong_use_is_one_line(command, tmp_path: Path, monkeypatch, words, told
     assert not (tmp_path / "out").exists()
 
 
-def call(out: Path, *words: str, stop_at: str = "") -> tuple[int, str]:
-    """The tool in its own process, ended by SIGTERM once ``stop_at`` is among what it says."""
-    process = subprocess.Popen(
-        [sys.executable, "tools/run_doll.py", "--chain", QUICK, "--out", out, *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    said = b""
-    while stop_at and stop_at.encode() not in said:
-        byte = process.stdout.read(1)
-        assert byte, said.decode()
-        said += byte
-    if stop_at:
-        process.send_signal(signal.SIGTERM)
-    said += process.communicate(timeout=900)[0]
-    return process.returncode, said.decode().replace("\r", "\n")
-
-
 @pytest.mark.slow
 def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path):
     out = tmp_path / "out"
-    code, said = call(out, "--jobs", "2", stop_at="explaining chestx_det_train")
+    words = ("--chain", QUICK, "--out", out, "--jobs", "2")
+    code, said = call("run_doll", *words, stop_at="explaining chestx_det_train")
     assert code == 130 and "Traceback" not in said
     assert said.strip().endswith("run_doll: interrupted; call it again to continue")
     listed = command("--list")[1].splitlines()
@@ -93,12 +68,12 @@ def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path
     assert states[:2] == ["done", "done"] and states[2] in ("begun", "to")
     finished = (out / "members/a/seed1/model_final.safetensors").stat().st_mtime_ns
 
-    code, said = call(out, "--jobs", "2", "--until", "explain")
+    code, said = call("run_doll", *words, "--until", "explain")
     assert code == 0 and "training 2 classifiers: done before" in said, said
     assert (out / "members/a/seed1/model_final.safetensors").stat().st_mtime_ns == finished
     assert not (out / "pretrain").exists()
 
-    code, said = call(out, "--jobs", "2")
+    code, said = call("run_doll", *words)
     assert code == 0, said
     body = json.loads((out / "summary.json").read_text("utf-8"))
     assert [one["name"] for one in body["members"]] == ["a", "b"]
@@ -119,6 +94,6 @@ def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path
 
     # Nothing is done twice.
     log = (out / "pretrain/seed1/log").read_bytes()
-    code, said = call(out)
+    code, said = call("run_doll", "--chain", QUICK, "--out", out)
     assert code == 0 and said.count("done before") == 6
     assert (out / "pretrain/seed1/log").read_bytes() == log

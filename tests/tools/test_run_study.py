@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from own_process import call
 from studies import FEW_SHOT
 
 import run_study
@@ -101,39 +98,18 @@ def test_a_wrong_arm_is_told_before_data_are_made(command: Command, study: Path,
     assert len(err.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
-def call(study: Path, out: Path, *words: str, stop_at: str = "") -> tuple[int, str]:
-    """Run the tool in its own process, ended by SIGTERM once ``stop_at`` is on its stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "tools/run_study.py", "--study", study, "--out", out, *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stdout is not None
-    said = b""
-    while stop_at and stop_at.encode() not in said:
-        byte = process.stdout.read(1)
-        assert byte, said.decode()
-        said += byte
-    if stop_at:
-        process.send_signal(signal.SIGTERM)
-    said += process.communicate(timeout=500)[0]
-    return process.returncode, said.decode().replace("\r", "\n")
-
-
 @pytest.mark.slow
 def test_interrupted_continued_and_refused(command: Command, study: Path, tmp_path: Path):
     out = tmp_path / "out"
-    code, said = call(study, out, "--jobs", "2", stop_at="finished: mixed seed 1")
+    words = ("--study", study, "--out", out, "--jobs", "2")
+    code, said = call("run_study", *words, stop_at="finished: mixed seed 1")
     assert code == 130 and "Traceback" not in said
     assert said.strip().splitlines()[-1] == "run_study: interrupted; call it again to continue"
     state = json.loads((out / "mixed/seed1/study_run.json").read_text())
     assert state["done"] and "results.json" in os.listdir(out / "mixed/seed1")
     finished = (out / "mixed/seed1/model_final.safetensors").stat().st_mtime_ns
 
-    code, said = call(study, out, "--jobs", "2")
+    code, said = call("run_study", *words)
     assert code == 0, said
     assert "started: mixed seed 1 lungs" in said and "5 of 5 runs done" in said
     assert "started: mixed seed 1\n" not in said

@@ -12,18 +12,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fx_d2.engine.cycle import choose
-from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study import Then, Tree, World, read_then, read_world, settings
 from fx_d2.engine.study_values import (
-    Loader,
     files,
     flag,
     listed,
     mapping,
     number,
+    read_file,
     seeds,
     text,
     whole,
@@ -155,19 +152,7 @@ def read_chain(file: str | Path) -> Chain:
     Raises:
         ConfigError: it cannot be read, or is no chain; the message is one line.
     """
-    path = Path(file).expanduser().absolute()
-    if not path.is_file():
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*chain*.yaml"))) or "no chain"
-        raise ConfigError(f"there is no chain file {file}; its folder has {there}")
-    try:
-        raw = yaml.load(path.read_text("utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as exc:
-        raise ConfigError(f"{file}: {' '.join(str(exc).split())[:300]}") from exc
-    try:
-        return _chain(path, raw)
-    except (KeyError, ValueError) as exc:
-        said = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
-        raise ConfigError(f"{file}: {' '.join(str(said).split())}") from exc
+    return read_file(file, "chain", "*chain*.yaml", _chain)
 
 
 def _chain(file: Path, raw: Any) -> Chain:
