@@ -4,6 +4,7 @@
     python tools/benchmark.py data --root output/world    # images/s per source, direct and cached
     python tools/benchmark.py model                       # steps, memory, prediction, evaluation
     python tools/benchmark.py explain                     # images/s of Integrated Gradients
+    python tools/benchmark.py mix --root output/world     # what pasting lesions costs
 
 Figures are medians of several alternating rounds; the ratio of two columns of one run says more
 than a column does on a busy machine.
@@ -24,6 +25,7 @@ import torch
 
 from fx_d2.benchmark.data import as_table, measure_reading
 from fx_d2.benchmark.explain import ExplainPlan, measure_explain
+from fx_d2.benchmark.lesion_mix import MixPlan, about_mix, measure_mix
 from fx_d2.benchmark.model import (
     CLOCKS,
     SECTIONS,
@@ -34,12 +36,13 @@ from fx_d2.benchmark.model import (
 )
 from fx_d2.benchmark.report import about_line, machine, write_report
 from fx_d2.benchmark.setting import Setting
-from fx_d2.command_line import Parser, WrongUse, check_output, tool, whole
+from fx_d2.command_line import Parser, WrongUse, check_output, existing_root, tool, whole
 from fx_d2.data.atomic import write_atomically
 from fx_d2.engine.setup import ConfigError
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _CONFIG = "foundation_x/swin_t_11src_x.yaml"
+_MIX_CONFIG = "fpsm/cxr_lt_dadam.yaml"
 _QUICK_CONFIG = "quick_schedules/foundation_x_instant_test.yaml"
 # What --quick stands for where an option is not given, and what stands there without it.
 _SIZES = {
@@ -56,10 +59,51 @@ _SIZES = {
 }
 
 
+def _add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", type=Path, help="datasets root; default: $DETECTRON2_DATASETS")
+
+
+def _add_sizes(command: argparse.ArgumentParser, **sizes: str) -> None:
+    """Options that --quick has other defaults for."""
+    for name, what in sizes.items():
+        quick, usual = _SIZES[name]
+        told = f"{what} (default {usual}, with --quick {quick})"
+        command.add_argument(f"--{name}", type=whole(1), metavar="N", help=told)
+
+
+def _add_model_of(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config-file", metavar="FILE", help=f"default configs/{_CONFIG}")
+    command.add_argument("--threads", type=whole(0), default=0, metavar="N", help="0 leaves them")
+    command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default 0")
+
+
+def _add_clock(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: processor time, for a CPU that others use too (default wall)",
+    )
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    """Where the figures go, and the overrides, which stand last."""
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="overrides of the config; stands last",
+    )
+
+
 def _add_data(commands: argparse._SubParsersAction) -> None:
     positive = whole(1)
     data = commands.add_parser("data", help="images/s and peak memory, direct and cached")
-    data.add_argument("--root", type=Path, help="datasets root; default: $DETECTRON2_DATASETS")
+    _add_root(data)
     data.add_argument("--source", nargs="+", metavar="S", help="default: all that are there")
     data.add_argument("--num", type=positive, default=24, help="images per source (default 24)")
     data.add_argument("--size", type=positive, default=512, help="network size in px (default 512)")
@@ -71,24 +115,18 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_model(commands: argparse._SubParsersAction) -> None:
-    positive = whole(1)
     model = commands.add_parser("model", help="training step, memory, prediction, evaluation")
-
-    def size(name: str, unit: str) -> None:
-        quick, usual = _SIZES[name]
-        what = f"{unit} (default {usual}, with --quick {quick})"
-        model.add_argument(f"--{name}", type=positive, metavar="N", help=what)
-
-    model.add_argument("--config-file", metavar="FILE", help=f"default configs/{_CONFIG}")
-    size("size", "side of the images in px")
-    size("batch", "images of a training step")
-    size("repeats", "timed rounds")
-    size("images", "images of the evaluation")
-    size("detections", "detections of the evaluation")
-    size("original", "side in px of the image that predictions are mapped back to")
-    size("matmul", "side of the matrices whose product stands for the machine's peak")
-    model.add_argument("--threads", type=whole(0), default=0, metavar="N", help="0 leaves them")
-    model.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default 0")
+    _add_model_of(model)
+    _add_sizes(
+        model,
+        size="side of the images in px",
+        batch="images of a training step",
+        repeats="timed rounds",
+        images="images of the evaluation",
+        detections="detections of the evaluation",
+        original="side in px of the image that predictions are mapped back to",
+        matmul="side of the matrices whose product stands for the machine's peak",
+    )
     model.add_argument(
         "--only",
         nargs="+",
@@ -96,66 +134,51 @@ def _add_model(commands: argparse._SubParsersAction) -> None:
         metavar="SECTION",
         help=f"of {', '.join(SECTIONS)}; by default all, throughput on a GPU only",
     )
-    model.add_argument(
-        "--clock",
-        choices=list(CLOCKS),
-        default="wall",
-        help="cpu: processor time, for a CPU that others use too (default wall)",
-    )
     model.add_argument("--weights", default="", metavar="W", help="predict with this checkpoint")
     model.add_argument("--compile", action="store_true", help="throughput: a compiled trunk too")
     model.add_argument(
         "--quick", action="store_true", help="does it run? a tiny model in seconds, without memory"
     )
-    model.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
-    model.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    model.add_argument("--quiet", action="store_true", help="no progress bar")
-    model.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="overrides of the config; stands last",
-    )
+    _add_clock(model)
+    _add_output(model)
     model.set_defaults(run=_model)
 
 
 def _add_explain(commands: argparse._SubParsersAction) -> None:
-    positive = whole(1)
     explain = commands.add_parser("explain", help="Integrated Gradients, batched and one by one")
-
-    def size(name: str, what: str) -> None:
-        quick, usual = _SIZES[name]
-        told = f"{what} (default {usual}, with --quick {quick})"
-        explain.add_argument(f"--{name}", type=positive, metavar="N", help=told)
-
-    explain.add_argument("--config-file", metavar="FILE", help=f"default configs/{_CONFIG}")
-    size("size", "side of the images in px")
-    size("batch", "images")
-    size("repeats", "timed rounds")
-    size("steps", "steps of the path")
-    size("points", "points of the path in a forward pass")
-    explain.add_argument("--classes", type=positive, default=2, metavar="N", help="default 2")
-    explain.add_argument("--threads", type=whole(0), default=0, metavar="N", help="0 leaves them")
-    explain.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default 0")
-    explain.add_argument(
-        "--clock",
-        choices=list(CLOCKS),
-        default="wall",
-        help="cpu: processor time, for a CPU that others use too (default wall)",
+    _add_model_of(explain)
+    _add_sizes(
+        explain,
+        size="side of the images in px",
+        batch="images",
+        repeats="timed rounds",
+        steps="steps of the path",
+        points="points of the path in a forward pass",
     )
+    explain.add_argument("--classes", type=whole(1), default=2, metavar="N", help="default 2")
     explain.add_argument("--quick", action="store_true", help="does it run? a tiny model")
-    explain.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
-    explain.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    explain.add_argument("--quiet", action="store_true", help="no progress bar")
-    explain.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="overrides of the config; stands last",
-    )
+    _add_clock(explain)
+    _add_output(explain)
     explain.set_defaults(run=_explain)
+
+
+def _add_mix(commands: argparse._SubParsersAction) -> None:
+    positive = whole(1)
+    mix = commands.add_parser("mix", help="the mapper with pasted lesions, and the written form")
+    _add_root(mix)
+    mix.add_argument(
+        "--config-file",
+        default=str(_CONFIGS / _MIX_CONFIG),
+        metavar="FILE",
+        help=f"default configs/{_MIX_CONFIG}",
+    )
+    mix.add_argument("--num", type=positive, default=100, help="base images (default 100)")
+    mix.add_argument("--size", type=positive, default=512, help="network size in px (default 512)")
+    mix.add_argument("--rounds", type=positive, default=7, help="in turns (default 7)")
+    mix.add_argument("--workers", type=positive, default=1, help="that write (default 1)")
+    _add_clock(mix)
+    _add_output(mix)
+    mix.set_defaults(run=_mix)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -167,6 +190,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_data(commands)
     _add_model(commands)
     _add_explain(commands)
+    _add_mix(commands)
     return parser.parse_args(argv)
 
 
@@ -262,6 +286,31 @@ def _explain(args: argparse.Namespace) -> int:
     facts = about(Plan(setting=setting, repeats=args.repeats, clock=args.clock))
     print(f"{about_line(facts)}\n\n{table.text()}")
     write_report(facts, {"explain": table}, markdown=args.markdown, json_file=args.json)
+    return 0
+
+
+def _mix(args: argparse.Namespace) -> int:
+    for file in filter(None, (args.markdown, args.json)):
+        check_output(file)
+    cv2.setNumThreads(1)  # as a loader worker has it
+    plan = MixPlan(
+        config_file=args.config_file,
+        root=existing_root(args.root).resolve() if args.root else None,
+        size_px=args.size,
+        num=args.num,
+        rounds=args.rounds,
+        workers=args.workers,
+        overrides=tuple(args.opts),
+    )
+    try:
+        tables = measure_mix(plan, clock=CLOCKS[args.clock], quiet=args.quiet)
+    except ConfigError as exc:
+        raise WrongUse(str(exc)) from exc
+    facts = about_mix(plan, args.clock)
+    print(about_line(facts))
+    for table in tables.values():
+        print(f"\n{table.text()}")
+    write_report(facts, tables, markdown=args.markdown, json_file=args.json)
     return 0
 
 

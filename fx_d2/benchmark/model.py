@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 
 from .ap import measure_evaluation
 from .prediction import measure_prediction
-from .report import Table, accelerator, machine
+from .report import Table, accelerator, machine, typed_path
 from .setting import Setting
 from .steps import measure_memory, measure_steps
 from .throughput import measure_throughput
@@ -121,12 +120,6 @@ def run_sections(plan: Plan, names: Sequence[str]) -> dict[str, Table]:
     return tables
 
 
-def _shown(file: str) -> str:
-    """A path as one would type it here."""
-    near = os.path.relpath(file)
-    return file if near.startswith(os.pardir) else near
-
-
 def about(plan: Plan) -> dict[str, Any]:
     """What the figures depend on."""
     setting = plan.setting
@@ -136,7 +129,7 @@ def about(plan: Plan) -> dict[str, Any]:
         "gpu": accelerator(torch.device(setting.device)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "config": _shown(setting.config_file),
+        "config": typed_path(setting.config_file),
         "overrides": list(setting.overrides),
         "size": setting.size_px,
         "batch": setting.batch,

@@ -96,6 +96,12 @@ def about_line(about: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in about.items() if value not in ("", []))
 
 
+def typed_path(file: str) -> str:
+    """A path as one would type it here."""
+    near = os.path.relpath(file)
+    return file if near.startswith(os.pardir) else near
+
+
 def machine() -> str:
     """One line on what runs this."""
     model = platform.processor() or platform.machine()
