@@ -16,7 +16,7 @@ from fx_d2.data.sources import SOURCES, get_source
 from fx_d2.phantom.findings import FINDINGS
 from fx_d2.phantom.vocabulary_map import TABLES, classes_of
 from fx_d2.phantom.world import FULL_PATIENTS, MARK, WorldError, make_world, read_mark, read_truth
-from fx_d2.phantom.writers import WRITERS
+from fx_d2.phantom.writers import WRITERS, mimic
 from fx_d2.phantom.writers.base import Member, allot
 from fx_d2.phantom.writers.runs_out import absolute_row_runs, filled, relative_column_runs, rings_of
 
@@ -247,6 +247,13 @@ def test_every_part_gets_patients() -> None:
     with pytest.raises(ValueError, match="cannot fill"):
         allot({"a": 1.0, "b": 1.0}, 1)
     assert [Member(0, "all", rank).mode() for rank in range(3)] == ["positive", "negative", "drawn"]
+
+
+def test_ids_of_a_large_world_differ_and_keep_their_eight_digits() -> None:
+    found = [mimic.ids(index, study) for index in range(20_000) for study in range(2)]
+    subjects, studies = zip(*found, strict=True)
+    assert len(set(studies)) == len(found) and len(set(subjects)) == len(found) / 2
+    assert {s[0] for s in subjects} == {"1"} and {len(s) for s in subjects + studies} == {8}
 
 
 def test_run_lengths_by_hand() -> None:

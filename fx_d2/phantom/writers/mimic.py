@@ -33,6 +33,17 @@ _LONG_TAIL_PARTS = {"train": 0.7, "development": 0.1, "test": 0.2}
 _UNLABELLED_EVERY = 5  # a study of every fifth patient has no row in the label tables
 
 
+def ids(index: int, study: int) -> tuple[str, str]:
+    """``subject_id`` and ``study_id``, of eight digits in a world of any size, no two alike.
+
+    Args:
+        index: of the patient.
+        study: of this patient, from 0.
+    """
+    subject = 10_000_000 + 9_973 * index % 10_000_000
+    return str(subject), str(50_000_000 + (20_011 * index + 7 * study) % 50_000_000)
+
+
 class Mimic(Writer):
     """``mimic-cxr-jpg/2.0.0/files/p10/...`` with packed tables, and CXR-LT's folder beside it."""
 
@@ -70,8 +81,7 @@ class Mimic(Writer):
         frame = free_frame(rng, job.size_px, LOOKS[KEY])
         patient = patient_of(job, member)
         shot = photograph(KEY, patient, case["findings"], frame, rng, view=projection)
-        subject = str(10_000_000 + 9_973 * member.index)
-        study_id = str(50_000_000 + 20_011 * member.index + 7 * study)
+        subject, study_id = ids(member.index, study)
         digits = job.hex_id(32, member.index, study, k) + job.hex_id(
             8, "tail", member.index, study, k
         )
