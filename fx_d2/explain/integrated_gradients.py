@@ -199,6 +199,8 @@ class _Walker:
             part = slice(first, first + self._settings.batch)
             rows, at = image[part], place[part].view(-1, 1, 1, 1)
             points = torch.lerp(start[rows], end[rows], at)
+            # Convolutions of a processor take a tenth to a fifth less time with channels last.
+            points = points.contiguous(memory_format=torch.channels_last)
             low, high = int(rows[0]), int(rows[-1]) + 1
             # A product with (images, points) sums in a fixed order, unlike an index_add on a GPU.
             share = torch.zeros(high - low, len(rows), device=device)
