@@ -36,7 +36,7 @@ COVID19_FLOORS = [
 ]
 
 # As above, of both lungs together: mean Dice over the held films of all folds.
-COVID19_LUNGS = {"union": 0.9, "union + cleaning": 0.9}
+COVID19_LUNGS = {"union": 0.915, "union + cleaning": 0.91}
 
 
 def run(tool: str, *arguments: object, root: Path, folder: Path) -> None:
@@ -144,7 +144,8 @@ def test_lungs_of_sixty_real_radiographs(tmp_path: Path):
             folder=tmp_path,
         )
         films += json.loads((tmp_path / f"lungs{fold}" / "report.json").read_text())["per_image"]
-    assert len({film["image_id"] for film in films}) == len(films) >= 60  # each is held once
+    # Each is held once; of one of the sixty a lung is not outlined.
+    assert len({film["image_id"] for film in films}) == len(films) >= 59
     for film in films:
         for mask, dice in film["dice"].items():
             assert film["iou"][mask] == pytest.approx(dice / (2 - dice)), film["image_id"]
