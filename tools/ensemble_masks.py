@@ -5,8 +5,9 @@
         --source montgomery --split test --out output/lungs/ensemble
 
 A weight is a .safetensors file or a run's folder; any model with masks of lungs will do. The lungs
-of a source are its class Lungs, or its Left Lung and Right Lung together. DIR gets report.json,
-report.md and worst.png, which shows patients: keep it where the films are.
+of a source are its class Lungs, or its Left Lung and Right Lung together. Models that learned from
+the splits of a file (DATASETS.SPLIT_FILES) are measured on its held images with --split-file. DIR
+gets report.json, report.md and worst.png, which shows patients: keep it where the films are.
 
 Exit code: 0 done, 1 something could not be read, 2 wrong use.
 """
@@ -36,7 +37,7 @@ from fx_d2.command_line import (
     whole,
 )
 from fx_d2.data.atomic import write_atomically
-from fx_d2.data.build import load_datasets
+from fx_d2.data.catalog import load_records
 from fx_d2.data.lung_input import lung_classes
 from fx_d2.data.picture_files import save_png
 from fx_d2.data.source import Source
@@ -62,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         help="for each model the source whose lungs are taken, where it has several")  # fmt: skip
     add("--source", required=True, metavar="NAME", help="such as montgomery")
     add("--split", default="test", metavar="NAME", help="default: test")
+    add("--split-file", type=Path, metavar="FILE",
+        help="splits written by tools/make_split.py, in place of those of the source")  # fmt: skip
     add("--limit", type=whole(1), metavar="N", help="the first N images only")
     add("--rule", default=recipe.rule, metavar="R",
         help="of worst.png; all are measured (default union)")  # fmt: skip
@@ -83,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _source(args: argparse.Namespace) -> Source:
     source = named_source(args.source)
-    if args.split not in source.splits:
+    if args.split_file is None and args.split not in source.splits:
         raise WrongUse(
             f"--split {args.split!r}: {source.key} has {', '.join(source.splits)} (test by default)"
         )
@@ -111,6 +114,7 @@ def _write(
     body = {
         "format": _FORMAT,
         "dataset": dataset,
+        "split_file": str(args.split_file or ""),
         "models": segmentor.origin(),
         "rule": recipe.rule,
         "threshold": recipe.threshold,
@@ -135,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_output(args.out, folder=True)
     segmentor = _segmentor(args)
     dataset = f"{source.key}_{args.split}"
-    records = list(load_datasets([dataset]))[: args.limit]
+    records = list(load_records(source.key, args.split, split_file=args.split_file))[: args.limit]
     bar = tqdm(records, desc="measuring", unit="image", delay=1)
     report = measure(segmentor, bar, source, skip=args.skip)
     for line in report.skipped:

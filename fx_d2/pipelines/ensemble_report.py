@@ -47,8 +47,7 @@ class EnsembleReport:
 
     def dice(self, name: str) -> np.ndarray:
         """(N,) of one mask, in the order of ``image_ids``."""
-        both, said, true, _ = np.array(self.pixels[name], dtype=np.float64).T
-        return overlap(both, said, true)[0]
+        return overlap(*self._columns(name)[:3])[0]
 
     def figures(self) -> dict[str, dict[str, float]]:
         """{mask: figures}, each a mean over images.
@@ -58,8 +57,8 @@ class EnsembleReport:
         lung; ``area`` (share of the image) and ``area / true``, of all images together.
         """
         found = {}
-        for name, rows in self.pixels.items():
-            both, said, true, size = np.array(rows, dtype=np.float64).T
+        for name in self.pixels:
+            both, said, true, size = self._columns(name)
             dice, iou = overlap(both, said, true)
             has = true > 0
             means = np.full(2, np.nan)
@@ -78,8 +77,13 @@ class EnsembleReport:
             name: {key: None if np.isnan(value) else value for key, value in row.items()}
             for name, row in self.figures().items()
         }
+        by_mask = {name: overlap(*self._columns(name)[:3]) for name in self.pixels}
         per_image = [
-            {"image_id": image_id, "dice": {n: float(d[i]) for n, d in self._all_dice().items()}}
+            {
+                "image_id": image_id,
+                "dice": {name: float(dice[i]) for name, (dice, _) in by_mask.items()},
+                "iou": {name: float(iou[i]) for name, (_, iou) in by_mask.items()},
+            }
             for i, image_id in enumerate(self.image_ids)
         ]
         return {
@@ -89,8 +93,9 @@ class EnsembleReport:
             "per_image": per_image,
         }
 
-    def _all_dice(self) -> dict[str, np.ndarray]:
-        return {name: self.dice(name) for name in self.pixels}
+    def _columns(self, name: str) -> np.ndarray:
+        """(4, N): pixels of one mask, as in ``pixels``."""
+        return np.array(self.pixels[name], dtype=np.float64).T
 
     def as_text(self) -> str:
         """The table in Markdown."""

@@ -13,7 +13,9 @@ import torch
 from detectron2.modeling import build_model
 
 import ensemble_masks
+from fx_d2.data.catalog import load_records
 from fx_d2.data.lung_input import lung_classes
+from fx_d2.data.splits import write_split_file
 from fx_d2.engine.checkpoint import FxCheckpointer
 from fx_d2.engine.setup import load_config
 from fx_d2.phantom.world import make_world
@@ -135,9 +137,33 @@ def test_the_report_has_every_rule_and_every_model(command: Command, tmp_path: P
     assert figures["union"]["recall"] >= max(figures["unet"]["recall"], figures["swin"]["recall"])
     mean = np.mean([row["dice"]["staple"] for row in body["per_image"]])
     assert figures["staple"]["Dice"] == pytest.approx(mean)
+    for row in body["per_image"]:  # of each image, not of the means
+        for name in names:
+            dice = row["dice"][name]
+            assert row["iou"][name] == pytest.approx(dice / (2 - dice))
     assert [model["source"] for model in body["models"]] == ["montgomery", "covid_radiography"]
     assert cv2.imread(str(tmp_path / "out" / "worst.png")).shape[1] > 3 * 100
     assert "false area" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_held_images_are_those_of_the_split_file(command: Command, tmp_path: Path) -> None:
+    films = {
+        split: [record["image_id"] for record in load_records("montgomery", split)]
+        for split in ("train", "test")
+    }
+    held = films["train"][:2]
+    file = tmp_path / "split.json"
+    write_split_file(file, "montgomery", {"train": films["test"], "held": held})
+    words = ("--num", "0", "--device", "cpu")
+    code, _, err = command("--split", "held", "--split-file", file, *words)
+    assert code == 0, err
+    body = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sorted(row["image_id"] for row in body["per_image"]) == sorted(held)
+    assert body["split_file"] == str(file) and body["dataset"] == "montgomery_held"
+    code, _, err = command("--split", "val", "--split-file", file, *words)
+    assert code != 0 and "no split 'val'" in err and "['held', 'train']" in err
+    code, _, err = command("--split-file", tmp_path / "nowhere.json", *words)
+    assert code != 0 and "nowhere.json" in err and "Traceback" not in err
 
 
 def test_a_broken_film_ends_it_or_is_counted(command: Command, world: Path, tmp_path: Path) -> None:
