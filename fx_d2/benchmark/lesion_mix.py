@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 
 from fx_d2.data.build import configure_reading, source_of
 from fx_d2.data.cache_build import build_cache
+from fx_d2.data.catalog import source_root
 from fx_d2.data.errors import DataError
 from fx_d2.data.lesion_mix.build import Job, write_mix
 from fx_d2.data.lesion_mix.prepare import Ready, prepare
@@ -90,10 +91,7 @@ def measure_mix(
         configure_reading(cfg)
         ready = prepare(cfg, folder / "mix", workers=plan.workers, progress=not quiet)
         records = _bases(ready, plan.num)
-        files = [record["file_name"] for record in records]
-        report = build_cache(files, folder / "cache", plan.size_px, progress=not quiet)
-        if report.failed:
-            raise report.failed[0]
+        _cache(ready, records, folder / "cache", plan.size_px, quiet)
         online = _online(plan, folder, records, cfg.INPUT.FX.LESION_MIX.PROB, clock, quiet)
         written = _written(plan, folder, ready, cfg, quiet)
     return {"online": online, "written": written}
@@ -110,6 +108,17 @@ def _bases(ready: Ready, num: int) -> list[Record]:
             fix="ask for fewer with --num",
         )
     return found[:num]
+
+
+def _cache(
+    ready: Ready, records: Sequence[Record], folder: Path, size_px: int, quiet: bool
+) -> None:
+    base = ready.prepared.base
+    files = [record["file_name"] for record in records]
+    root = source_root(base.key)
+    report = build_cache(files, folder / base.folder, size_px, root=root, progress=not quiet)
+    if report.failed:
+        raise report.failed[0]
 
 
 def _online(

@@ -26,7 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_the_price_is_that_of_the_images_that_were_mixed(root: Path, monkeypatch):
+def test_the_price_is_that_of_the_images_that_were_mixed(root: Path, monkeypatch, caplog):
     done = {"read": 0, "mixed": 0}
 
     def counting(owner: type, name: str, key: str) -> None:
@@ -44,6 +44,7 @@ def test_the_price_is_that_of_the_images_that_were_mixed(root: Path, monkeypatch
     plan = MixPlan("configs/fpsm/cxr_lt_dadam.yaml", root, 64, num=6, rounds=2, overrides=BANK)
     # Reading takes a second, pasting half of one.
     tables = measure_mix(plan, clock=lambda: done["read"] + done["mixed"] / 2)
+    assert "reading its files" not in caplog.text  # the cache is found
     rows = tables["online"].rows
     assert [row["images"] for row in rows] == ["cached"] * 3 + ["files"] * 3
     for row in rows:
