@@ -241,11 +241,13 @@ def test_noise_is_added_in_proportion_to_the_range() -> None:
     # Of a sum of squares a pixel's part is its own square: where the image is 0, that of the noise.
     images = torch.zeros(1, 1, 8, 8)
     images[..., 0] = 3.0
+
+    def squares(x: Tensor) -> Tensor:
+        return (x**2).sum((2, 3))
+
     for noise in (0.0, 0.1, 0.2):
         settings = replace(PLAIN, smooth_grad=50, noise=noise)
-        found = integrated_gradients(
-            lambda x: (x**2).flatten(1).sum(1, True), images, [0], settings
-        )
+        found = integrated_gradients(squares, images, [0], settings)
         square = float(found.maps[0, 0, :, 1:].mean())
         assert square == pytest.approx((3 * noise) ** 2, rel=0.15, abs=1e-9)
 

@@ -116,11 +116,13 @@ def test_a_policy_for_uncertain_labels_moves_the_counts(
 
     monkeypatch.setattr(committee_scores, "load_datasets", lambda names: records)
     ignored = score_committee(committee, "nih14_train", quiet=True)
-    ones = LabelPolicy(uncertain=Rule("ones"))
-    counted = score_committee(committee, "nih14_train", policy=ones, quiet=True)
     more = len(records[::2])
-    assert (counted.positives == ignored.positives + more).all()
-    assert (counted.uncertain == more).all() and (ignored.uncertain == more).all()
+    for name in ("ones", "smooth"):  # a label between counts as present too
+        policy = LabelPolicy(uncertain=Rule(name))
+        counted = score_committee(committee, "nih14_train", policy=policy, quiet=True)
+        assert (counted.positives == ignored.positives + more).all()
+        assert (counted.negatives == ignored.negatives).all()
+        assert (counted.uncertain == more).all() and (ignored.uncertain == more).all()
 
 
 def test_bad_images_are_counted_and_no_labels_are_an_error(
