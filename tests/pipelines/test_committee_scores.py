@@ -123,6 +123,7 @@ def test_a_policy_for_uncertain_labels_moves_the_counts(
         assert (counted.positives == ignored.positives + more).all()
         assert (counted.negatives == ignored.negatives).all()
         assert (counted.uncertain == more).all() and (ignored.uncertain == more).all()
+    assert (ignored.positives + ignored.negatives == len(records) - more).all()
 
 
 def test_bad_images_are_counted_and_no_labels_are_an_error(
