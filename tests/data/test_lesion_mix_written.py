@@ -163,6 +163,7 @@ def test_a_written_mix_is_a_dataset_of_its_base_and_a_source_of_its_own(made, mo
     try:
         assert (name, own) == ("cxr_lt_unit", "cxr_lt_unit_train")
         assert register_mix("unit", folder) == (name, own)  # a second time changes nothing
+        assert name not in load_config("", KEYS).DATASETS.ROOTS  # nor does it any other config
         with_base = DatasetCatalog.get(name)
         for record in with_base:
             validate_record(record, CXR_LT)
