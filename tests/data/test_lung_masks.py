@@ -69,17 +69,23 @@ def test_normalised_before_it_is_cut(lung_cfg, record):
     assert cut.max() < 0.3 and cut.min() == 0  # 140 of 100..255; by itself the cut would reach 1
 
 
-@pytest.mark.parametrize("mode", ["mask", "mask+crop"])
-def test_every_setting_is_used(lung_cfg, record, mode):
+@pytest.mark.parametrize(
+    ("mode", "margin", "least", "box"),
+    [
+        ("mask", 0.25, 64, (0, 0, 120, 80)),
+        ("mask+crop", 0.25, 16, (30, 10, 90, 70)),
+        ("mask+crop", 0.0, 64, (28, 8, 92, 72)),
+    ],
+)
+def test_every_setting_is_used(lung_cfg, record, mode, margin, least, box):
     grey = np.random.default_rng(0).random(SIZE, dtype=np.float32)
     lungs = np.zeros(SIZE, dtype=bool)
     lungs[20:60, 40:80] = True
     node = lung_cfg.INPUT.FX.LUNGS
-    node.MODE, node.MARGIN, node.FILL, node.MIN_SIDE_PX = mode, 0.25, 0.3, 64
+    node.MODE, node.MARGIN, node.FILL, node.MIN_SIDE_PX = mode, margin, 0.3, least
     found = LungInput.from_config(lung_cfg)(grey, record, SIZE)
-    assert found.box == ((28, 8, 92, 72) if mode == "mask+crop" else (0, 0, 120, 80))
-    expected = prepare_lungs(grey, lungs, mode, 0.25, 0.3, min_side_px=64)
-    assert found.box == expected.box and np.array_equal(found.image, expected.image)
+    expected = prepare_lungs(grey, lungs, mode, margin, 0.3, min_side_px=least)
+    assert found.box == expected.box == box and np.array_equal(found.image, expected.image)
 
 
 def test_the_shown_box_is_one_of_the_original_though_a_cache_is_smaller(lung_cfg, record):
