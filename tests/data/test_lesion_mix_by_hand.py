@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fx_d2.data.formats.contract import ImageFacts, LoadedImage
+from fx_d2.data.lesion_mix.build import Written, _account, _part_is_there
 from fx_d2.data.lesion_mix.mixer import LesionMixer
 from fx_d2.data.lesion_mix.place import matching
+from fx_d2.data.lesion_mix.plan import Stock
 from fx_d2.data.lesion_mix.recipe import minority
 from fx_d2.data.lesion_mix.settings import MixSettings
 from fx_d2.data.lesion_mix.truth import Lesion, Truth
@@ -99,3 +105,27 @@ def test_a_class_is_short_until_it_has_the_target() -> None:
     names = ("Mass", "Nodule", "Hernia", "No Finding", "Support Devices")
     short = minority(np.array([40, 39, 41, 0, 0]), names, 100, MixSettings(target=40))
     assert short.tolist() == [0, 1, 0, 0, 0]
+
+
+def test_what_was_made_is_used_and_what_cannot_be_a_base_is_not_asked_again() -> None:
+    result = Written([], Counter(), Stock(np.array([5, 0, 0])))
+    made = {"base": 6, "labels": [1.0, None, 0.6], "patches": [2, 2, 7]}
+    nowhere = {"base": 5, "failed": "another lesion lies there"}  # another patch may fit
+    unseen = {"base": 3, "failed": "the lungs are not seen"}
+    broken = {"base": 4, "failed": "cannot be read: no image"}
+    _account(result, [unseen, broken, nowhere, made, nowhere])
+    assert result.rows == [made] and result.failed[nowhere["failed"]] == 2
+    assert result.stock.refused == {3, 4} and result.stock.counts.tolist() == [6, 0, 1]
+    assert result.stock.base_uses == {6: 1} and result.stock.patch_uses == {2: 2, 7: 1}
+
+
+def test_a_part_is_there_with_all_its_images(tmp_path: Path) -> None:
+    rows = [{"number": 4, "file": "a.png"}, {"number": 5, "failed": "no lungs"}]
+    items = [(SimpleNamespace(number=n), {}) for n in (4, 5)]
+    assert not _part_is_there(tmp_path, 0, items)  # type: ignore[arg-type]
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/00000.json").write_text(json.dumps(rows))
+    assert not _part_is_there(tmp_path, 0, items)  # type: ignore[arg-type]
+    (tmp_path / "a.png").touch()
+    assert _part_is_there(tmp_path, 0, items)  # type: ignore[arg-type]
+    assert not _part_is_there(tmp_path, 0, items[:1])  # type: ignore[arg-type]

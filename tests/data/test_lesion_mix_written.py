@@ -357,6 +357,9 @@ def test_the_plan_keeps_its_caps_and_is_a_function_of_the_seed(made) -> None:
         pasted = [(labels_of[slot[0].patch].label, 1.0) for slot in item.recipe.slots]
         counts = counts + (union(labels[item.base], classes, pasted) > 0)
     assert not plans.short(counts)[served].any()
+    refused = set(list(bases)[:4])
+    others = planner(made)[0].plan(Stock(label_counts(labels), refused=refused), 0)
+    assert not refused & {item.base for item in others}
     assert not list(planner(made, target=0.001)[0].plan(Stock(labels.sum(axis=0) + 99), 0))
 
 
