@@ -6,6 +6,9 @@ from detectron2.config import CfgNode as CN
 
 from fx_d2.data.sources import SOURCES
 
+# Of sources that a config registers: DATASETS.LESION_MIX and DATASETS.PSEUDO_MASKS.
+_MADE = ("lesion_mix", "pseudo_masks")
+
 
 def add_data(cfg: CN) -> None:
     """From files to batches."""
@@ -151,6 +154,8 @@ def _add_datasets(cfg: CN) -> None:
     cfg.DATASETS.SPLIT_FILES = CN(new_allowed=True)
     cfg.DATASETS.OPTIONS = CN(new_allowed=True)
     for source, row in SOURCES.items():
+        if row.reader in _MADE:  # defaults are the same whatever config was read before
+            continue
         # Where this source lies; "" is $DETECTRON2_DATASETS/<folder of its row>.
         cfg.DATASETS.ROOTS[source] = ""
         # A split file that replaces this source's splits, to repeat somebody's experiment exactly;

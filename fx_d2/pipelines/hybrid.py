@@ -185,9 +185,12 @@ class Hybrid:
         """
         lungs.check_size(film)
         grey = film.grey(self.classifier.intensity)
-        fill = self.classifier.lung_input.fill
+        trained = self.classifier.lung_input
         mask = None if self.mode == "none" else lungs.mask
-        return Crop(prepare_lungs(grey, mask, self.mode, self.margin, fill), film.size)
+        shown = prepare_lungs(
+            grey, mask, self.mode, self.margin, trained.fill, min_side_px=trained.min_side_px
+        )
+        return Crop(shown, film.size)
 
     def classify(self, crop: Crop) -> Scores:
         """What it shows."""

@@ -18,6 +18,7 @@ from fx_d2.data.images import read_image
 from fx_d2.data.intensity import normalise
 from fx_d2.data.lesion_mix.audit import _changed, _Limits, as_text, audit
 from fx_d2.data.lesion_mix.build import Job, known_recipe, read_base, read_prepared, write_mix
+from fx_d2.data.lesion_mix.classes import union
 from fx_d2.data.lesion_mix.correlation import (
     compare,
     deviations,
@@ -72,6 +73,12 @@ def test_every_class_that_can_be_served_reaches_the_target(made) -> None:
         if name in ready.prepared.bank.by_label:
             assert entry["after"] >= 8 or name in written.unserved, name
     assert counts["No Finding"]["before"] == counts["No Finding"]["after"]
+    before = label_counts(np.stack([record["labels"] for record in ready.records]))
+    gained = Counter(
+        c for r in written.rows for c, v in zip(counts, r["labels"], strict=True) if (v or 0) > 0
+    )
+    for (name, entry), number in zip(counts.items(), before, strict=True):
+        assert (entry["before"], entry["after"]) == (number, number + gained[name])
     short = audited(made).body["short"]
     assert all(entry["why"] for entry in short.values())
     assert set(Counter(row["image_id"] for row in written.rows).values()) == {1}
@@ -163,6 +170,7 @@ def test_a_written_mix_is_a_dataset_of_its_base_and_a_source_of_its_own(made, mo
     try:
         assert (name, own) == ("cxr_lt_unit", "cxr_lt_unit_train")
         assert register_mix("unit", folder) == (name, own)  # a second time changes nothing
+        assert name not in load_config("", KEYS).DATASETS.ROOTS  # nor does it any other config
         with_base = DatasetCatalog.get(name)
         for record in with_base:
             validate_record(record, CXR_LT)
@@ -254,6 +262,10 @@ def test_a_planted_patient_leak_fails_the_audit(made) -> None:
     held = HeldOut({CXR_LT.folder: {written.rows[0]["patient_id"]}})
     found = audited(made, held_out=held).problems
     assert found == [f"base of patient {written.rows[0]['patient_id']!r}, who is evaluated on"]
+    # Whoever a row says that it is of: its base is looked up.
+    forged = [{**written.rows[0], "patient_id": "x"}, *written.rows[1:]]
+    theirs = [r for r in forged if r["patient_id"] != written.rows[0]["patient_id"]]
+    assert audited(made, held_out=held, written=replace(written, rows=theirs)).problems == found
     patch = ready.prepared.bank.patches[written.rows[0]["patches"][0]]
     held = HeldOut({get_source(patch.source).folder: {patch.patient}})
     assert any(f"patch of {patch.source}" in p for p in audited(made, held_out=held).problems)
@@ -335,6 +347,19 @@ def test_the_plan_keeps_its_caps_and_is_a_function_of_the_seed(made) -> None:
     assert any("as often as allowed" in why for why in plans.unserved.values())
     again, _ = planner(made, max_per_base=2, max_per_patch=3, target=60.0)
     assert list(again.plan(Stock(label_counts(labels)), 0)) == items
+    # Always for the class that is shortest then, and until none is short that can be served.
+    classes, counts = CXR_LT.cls_classes, label_counts(labels)
+    served = [i for i, name in enumerate(classes) if name not in plans.unserved]
+    for item in items:
+        short = plans.short(counts)
+        assert short[item.served] > 0 and short[item.served] >= short[served].max()
+        labels_of = plans.kitchen.bank.patches
+        pasted = [(labels_of[slot[0].patch].label, 1.0) for slot in item.recipe.slots]
+        counts = counts + (union(labels[item.base], classes, pasted) > 0)
+    assert not plans.short(counts)[served].any()
+    refused = set(list(bases)[:4])
+    others = planner(made)[0].plan(Stock(label_counts(labels), refused=refused), 0)
+    assert not refused & {item.base for item in others}
     assert not list(planner(made, target=0.001)[0].plan(Stock(labels.sum(axis=0) + 99), 0))
 
 

@@ -87,6 +87,10 @@ def test_a_bright_square_comes_back_to_its_place(film):
     coarse = LungCrop(image, (0, 0, 100, 60), "none").map_in_original(np.ones((2, 2)), 60, 100)
     assert np.allclose(coarse, 1)
     assert (crop.map_in_original(network, 60, 100, outside=-1)[:y0] == -1).all()
+    grains = np.zeros((240, 400), dtype=np.float32)
+    grains[::4, ::4] = 1  # a finer map is averaged, so that none of it is lost between two pixels
+    fine = LungCrop(image, (0, 0, 100, 60), "none").map_in_original(grains, 60, 100)
+    assert np.allclose(fine, 1 / 16)
     with pytest.raises(ValueError, match=r"leaves an original of 40 x 40"):
         crop.map_in_original(network, 40, 40)
 

@@ -8,7 +8,8 @@ import pytest
 from mapper_settings import plain, position
 
 from fx_d2.data.errors import DataError
-from fx_d2.data.lung_input import LungMaskError
+from fx_d2.data.lung_input import LungMaskError, prepare_lungs
+from fx_d2.data.lung_masks import LungInput
 from fx_d2.data.mapper import FxMapper
 from fx_d2.data.masks import encode_mask
 
@@ -66,6 +67,32 @@ def test_normalised_before_it_is_cut(lung_cfg, record):
     lung_cfg.INPUT.FX.SIZE = 40
     cut = _image(lung_cfg, record)["image"]
     assert cut.max() < 0.3 and cut.min() == 0  # 140 of 100..255; by itself the cut would reach 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "margin", "least", "box"),
+    [
+        ("mask", 0.25, 64, (0, 0, 120, 80)),
+        ("mask+crop", 0.25, 16, (30, 10, 90, 70)),
+        ("mask+crop", 0.0, 64, (28, 8, 92, 72)),
+    ],
+)
+def test_every_setting_is_used(lung_cfg, record, mode, margin, least, box):
+    grey = np.random.default_rng(0).random(SIZE, dtype=np.float32)
+    lungs = np.zeros(SIZE, dtype=bool)
+    lungs[20:60, 40:80] = True
+    node = lung_cfg.INPUT.FX.LUNGS
+    node.MODE, node.MARGIN, node.FILL, node.MIN_SIDE_PX = mode, margin, 0.3, least
+    found = LungInput.from_config(lung_cfg)(grey, record, SIZE)
+    expected = prepare_lungs(grey, lungs, mode, margin, 0.3, min_side_px=least)
+    assert found.box == expected.box == box and np.array_equal(found.image, expected.image)
+
+
+def test_the_shown_box_is_one_of_the_original_though_a_cache_is_smaller(lung_cfg, record):
+    small = np.random.default_rng(0).random((40, 90), dtype=np.float32)
+    image, about = LungInput.from_config(lung_cfg).shown(small, record, SIZE)
+    assert np.array_equal(image, small[10:30, 30:60])
+    assert about == {"shown_box": (40.0, 20.0, 80.0, 60.0)}
 
 
 def test_masks_of_a_folder(lung_cfg, record, tmp_path):
@@ -129,6 +156,10 @@ def test_settings_that_do_not_go_together(lung_cfg, toy):
         FxMapper(lung_cfg, False)
     lung_cfg.INPUT.FX.LUNGS.MODE = "mask"
     FxMapper(lung_cfg, False)
+    lung_cfg.INPUT.FX.LESION_MIX.PROB = 0.5
+    with pytest.raises(ValueError, match="LUNGS.MODE and INPUT.FX.LESION_MIX.PROB exclude each"):
+        LungInput.from_config(lung_cfg)
+    lung_cfg.INPUT.FX.LESION_MIX.PROB = 0.0
     lung_cfg.INPUT.FX.LUNGS.SOURCE = "nowhere"
     with pytest.raises(ValueError, match=r"INPUT.FX.LUNGS.SOURCE 'nowhere' is no folder"):
         FxMapper(lung_cfg, False)

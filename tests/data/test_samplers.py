@@ -147,6 +147,9 @@ def test_class_aware_gives_every_class_the_same_share():
     assert abs(weights.sum() - 100) < 1e-9
     shares = [weights[:60].sum(), weights[60:65].sum(), weights[65:].sum()]
     np.testing.assert_allclose(shares, 100 / 3)
+    # An image of two classes is there for both: a half of the first, all of the second.
+    several = np.array([[1, 1], [1, 0], [0, 0], [0, 0]], dtype=bool)
+    np.testing.assert_allclose(class_aware_weights(several), np.array([1.5, 0.5, 0.5, 0.5]) * 4 / 3)
 
 
 def test_steps_by_policy():

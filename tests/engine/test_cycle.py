@@ -248,8 +248,8 @@ def test_lengths_follow_records_batch_share_and_policy():
     assert lengths() == [(7, 2), (13, 4)]
     cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc/lock=1",)
     assert lengths() == [(4, 1), (12, 3)]
-    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc/lock=0", "loc=2")
-    assert lengths() == [(7, 2), (8, 2)]
+    cfg.CYCLE.MAX_STEPS_PER_PHASE_BY = ("loc/lock=0", "loc=1")  # 0 is never, also of a phase
+    assert lengths() == [(7, 2), (4, 1)]
 
 
 @pytest.mark.parametrize("wrong", ["lok=3", "loc=1.5", "loc=-1", "loc", "loc/look=3", "lok/lock=3"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from captum.attr import LayerGradCam
@@ -57,6 +59,32 @@ def test_grad_cam_is_captums() -> None:
         theirs = F.interpolate(theirs, (20, 16), mode="bilinear", align_corners=False)
         assert theirs.max() > 0
         torch.testing.assert_close(found.maps[:, place : place + 1], theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["grad_cam++", "layer_cam"])
+def test_the_other_methods_are_those_of_their_papers(method: str) -> None:
+    """On a layer whose activations and gradients have both signs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.LazyLinear(2)
+    )
+    images = torch.rand(2, 2, 13, 13)
+    net(images)
+    activation = net[:3](images).detach()  # (2, 3, 4, 4)
+    gradients = net[4].weight[1].detach().view(3, 4, 4)  # what follows is linear
+    assert all((x < 0).any() and (x > 0).any() for x in (activation, gradients))
+    expected = torch.zeros(2, 1, 4, 4)
+    for n, k in itertools.product(range(2), range(3)):
+        a, g = activation[n, k], gradients[k]
+        weight = g.clamp(min=0)
+        if method == "grad_cam++":
+            alpha = g**2 / (2 * g**2 + a.sum() * g**3)
+            weight = (alpha * weight).sum()
+        expected[n] += weight * a
+    expected = F.interpolate(expected.clamp(min=0), (13, 13), mode="bilinear", align_corners=False)
+    found = class_activation(net, net, images, [1], "2", method)
+    assert expected.max() > 0
+    torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-6)
 
 
 class Turned(nn.Module):

@@ -79,6 +79,12 @@ def test_the_mean_is_weighted_and_a_member_without_weight_does_not_vote() -> Non
     assert tilted.agree[0, 9] == pytest.approx(0.5)  # a vote is a vote
     alone = consensus(np.stack([left, right]), [1, 0])
     assert alone.n_members == 1 and alone.agree[0, 9] == 0 and alone.agree[0, 0] == 1
+    grain = np.stack([ramp(), ramp()])
+    grain[0, 9, 9] = 1e4
+    for clip in (90.0, 100.0):  # that of the settings
+        settings = ConsensusSettings(clip_percentile=clip)
+        found = consensus(grain, settings=settings).scaled
+        np.testing.assert_array_equal(found[0], scaled(grain[0], clip))
     # A member that sees nothing votes nowhere, and still counts.
     blind = consensus(np.stack([left, np.zeros_like(left)]))
     assert blind.agree.max() == pytest.approx(0.5)

@@ -12,6 +12,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
 from fx_d2.explain import IGSettings, integrated_gradients
+from fx_d2.explain.maps import smoothed
 
 PLAIN = IGSettings(sigma=0.0, max_raise=1)
 SHAPE = (3, 2, 6, 5)
@@ -215,8 +216,8 @@ def test_baselines() -> None:
     torch.testing.assert_close(maps(baseline="zero"), expected(0.5), rtol=0, atol=1e-5)
     narrow = maps(baseline="blur", blur=1e-3)
     torch.testing.assert_close(narrow, torch.zeros_like(narrow), rtol=0, atol=1e-5)
-    # A very wide filter leaves a nearly flat image.
-    assert maps(baseline="blur", blur=0.5).mean() > 0.1
+    wide = smoothed(images, 0.4 * 5)  # a share of the shorter side
+    torch.testing.assert_close(maps(baseline="blur", blur=0.4), expected(wide), rtol=0, atol=1e-5)
     one = maps(baseline="noise", baseline_draws=1, seed=1)
     assert torch.equal(one, maps(baseline="noise", baseline_draws=1, seed=1))
     assert not torch.allclose(one, maps(baseline="noise", baseline_draws=1, seed=2))
@@ -234,6 +235,42 @@ def test_noise_is_averaged_with_its_sign() -> None:
     expected = (weight[0] * images).abs().sum(1)
     assert ((found.maps[:, 0] - expected).abs() < 0.02).all()
     assert found.completeness is not None and found.completeness.max() < 1e-3
+
+
+def test_noise_is_added_in_proportion_to_the_range() -> None:
+    # Of a sum of squares a pixel's part is its own square: where the image is 0, that of the noise.
+    images = torch.zeros(1, 1, 8, 8)
+    images[..., 0] = 3.0
+
+    def squares(x: Tensor) -> Tensor:
+        return (x**2).sum((2, 3))
+
+    for noise in (0.0, 0.1, 0.2):
+        settings = replace(PLAIN, smooth_grad=50, noise=noise)
+        found = integrated_gradients(squares, images, [0], settings)
+        square = float(found.maps[0, 0, :, 1:].mean())
+        assert square == pytest.approx((3 * noise) ** 2, rel=0.15, abs=1e-9)
+
+
+def test_the_steps_are_those_of_the_draw_that_needed_most() -> None:
+    # Each draw is a path of its own; which of them is raised depends on its noise.
+    images = torch.full((1, 1, 2, 2), 0.25)
+    images[0, 0, 0, 0] = -0.05
+    settings = replace(PLAIN, steps=4, max_raise=4, tolerance=0.05, noise=1.0)
+    apart: list[int] = []
+    calls: list[int] = []
+
+    def counting(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            calls.append(len(x))
+        return kinked(x)
+
+    for draws in range(1, 8):  # those of a longer run begin with those of a shorter one
+        calls.clear()
+        found = integrated_gradients(counting, images, [0], replace(settings, smooth_grad=draws))
+        apart.append(sum(calls) - sum(n + 1 for n in apart) - 1)
+        assert found.steps.tolist() == [max(apart)]
+    assert len(set(apart)) > 1 and apart[-1] < max(apart)
 
 
 def test_noise_does_not_depend_on_the_neighbours() -> None:
@@ -256,7 +293,9 @@ def test_maps_are_smoothed_without_losing_their_sum() -> None:
     assert float(smooth.sum()) == pytest.approx(1.0, rel=1e-5)
     assert smooth.argmax() == 30 * 64 + 20
     # One pixel of standard deviation.
-    assert float(smooth[30, 21] / smooth[30, 20]) == pytest.approx(math.exp(-0.5), rel=1e-3)
+    for far in (1, 2, 3):
+        expected = math.exp(-(far**2) / 2)
+        assert float(smooth[30, 20 + far] / smooth[30, 20]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_bf16_is_near_and_gives_float32() -> None:

@@ -327,6 +327,12 @@ def test_mask_bce_and_the_sum(masks):
     both = bce_dice(*masks, over="batch", bce_weight=0.5, dice_weight=2.0)
     dice = dice_reference(*masks, "batch", 1.0)
     assert both.item() == pytest.approx(0.5 * expected.item() + 2 * dice, rel=1e-5)
+    # Each part is told what it needs.
+    weighed = bce_dice(*masks, over="image", smooth=3.0, background_weight=0.1, present=True)
+    parts = mask_bce(*masks, background_weight=0.1), mask_bce(*masks)
+    dices = soft_dice(*masks, over="image", smooth=3.0, present=True), soft_dice(*masks)
+    torch.testing.assert_close(weighed, parts[0] + dices[0])
+    assert abs(parts[0] - parts[1]) > 1e-3 and abs(dices[0] - dices[1]) > 1e-3
 
 
 def test_a_perfect_mask_has_no_loss_and_an_empty_one_counts():

@@ -187,7 +187,11 @@ def test_csra_adds_the_places_that_speak_for_a_class(fuse):
             places = level.places.features[n][:, level.places.inside[n, 0]].T
             votes = places @ part[c]
             expected[n, c] += 0.3 * (votes * torch.softmax(2 * votes, dim=0)).sum()
-    torch.testing.assert_close(built(given).fused, expected)
+    found, without = built(given), plain(given)
+    torch.testing.assert_close(found.fused, expected)
+    # What a level says alone has its own places in it, so that its own loss sees them.
+    gained = sum(a - b for a, b in zip(found.levels, without.levels, strict=True))
+    torch.testing.assert_close(gained, expected - without.fused)
     with pytest.raises(ValueError, match="set MODEL.FX.CLS.PROJECTOR to 0"):
         head(dims, pool="csra", projector=8)
 

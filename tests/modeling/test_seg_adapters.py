@@ -67,6 +67,21 @@ def test_the_start_is_bit_identical(tiny_model, item, decoder):
             module.up.weight.zero_()
 
 
+def test_an_adapter_adds_what_its_bottleneck_makes_of_every_place():
+    torch.manual_seed(0)
+    adapter, x = MapAdapter(12, 5), torch.randn(2, 12, 3, 4)
+    assert adapter.down.out_channels == 2 and MapAdapter(3, 8).down.out_channels == 1
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        found = adapter(x)
+    down, up = adapter.down.weight[:, :, 0, 0], adapter.up.weight[:, :, 0, 0]
+    for n, i, j in ((0, 0, 0), (1, 2, 3), (1, 0, 2)):
+        hidden = (down @ x[n, :, i, j] + adapter.down.bias).clamp(min=0)
+        expected = x[n, :, i, j] + up @ hidden + adapter.up.bias
+        torch.testing.assert_close(found[n, :, i, j], expected.detach())
+
+
 def test_a_copy_reads_its_own_adapters(tiny_model, item):
     """As the teacher of a student does."""
     model = tiny_model(*SOURCES, **MODE).eval()

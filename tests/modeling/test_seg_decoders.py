@@ -46,6 +46,14 @@ def test_pspnet_of_the_last_stage_shows_every_place_the_whole_image():
     assert given["res4"].grad is None  # the last stage alone
 
 
+def test_pspnet_drops_whole_channels_in_training_only():
+    decoder = PSPNetDecoder(channels("res5"), stride=32, dim=64, **{**OPTIONS, "dropout": 0.5})
+    torch.manual_seed(0)
+    seen = {mode: decoder.train(mode)(features()).detach() for mode in (True, False)}
+    gone = {mode: (found == 0).flatten(2).all(2).float().mean() for mode, found in seen.items()}
+    assert 0.35 < gone[True] - gone[False] < 0.65
+
+
 def test_pspnet_lays_several_stages_side_by_side():
     decoder = PSPNetDecoder(channels("res4", "res5"), stride=16, dim=16, **OPTIONS).eval()
     given = features()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 
 from fx_d2.data.errors import DataError
 from fx_d2.engine.checkpoint import CheckpointError
-from fx_d2.explain import IGSettings
+from fx_d2.explain import IGSettings, class_activation, integrated_gradients
 from fx_d2.pipelines.committee import (
     METHODS,
     Committee,
     CommitteeError,
     MemberSpec,
+    _classes,
     build_committee,
+    resized,
 )
 from fx_d2.predictor import Predictor
 
@@ -65,15 +68,27 @@ def test_every_member_says_what_it_predicts_alone(files: list[Path], committee: 
 @pytest.mark.parametrize("method", ["integrated_gradients", "grad_cam"])
 def test_maps_of_all_members_share_a_frame(committee: Committee, method: str) -> None:
     images = [committee.prepare(image) for image in (film(), film(60, 60, 1), film(seed=2))]
+    settings = replace(FAST, baseline="zero")  # which differs from member to member
     found = committee.explain(
-        images, ["Mass", "Edema"], size=(48, 40), method=method, settings=FAST
+        images, ["Mass", "Edema"], size=(48, 40), method=method, settings=settings
     )
     assert found.maps.shape == (3, 3, 2, 48, 40) and (found.maps >= 0).all()
     assert found.logits.shape == (3, 3, len(committee.classes))
     torch.testing.assert_close(found.logits, committee.answer(images).logits, rtol=1e-4, atol=1e-4)
     # The order is that of the images although the second one has another shape.
-    alone = committee.explain(images[2:], ["Mass"], size=(48, 40), method=method, settings=FAST)
+    alone = committee.explain(images[2:], ["Mass"], size=(48, 40), method=method, settings=settings)
     torch.testing.assert_close(found.maps[:, 2:, :1], alone.maps, rtol=1e-3, atol=1e-5)
+    # The frame is that of the original: what a member pads is cut off before.
+    one, seen = committee.members[1], images[0][1]
+    content, image, places = seen.content, seen.image[None], committee.places(["Mass"])
+    assert tuple(image.shape[2:]) != content
+    ask = one.classifier(content)
+    if method == "grad_cam":
+        own = class_activation(one.module, ask, image, places, one.layer, method)
+    else:
+        own = integrated_gradients(ask, image, places, settings, one.black, one.zero)
+    expected = resized(own.maps[..., : content[0], : content[1]], (48, 40))
+    torch.testing.assert_close(found.maps[1, :1, :1], expected, rtol=1e-3, atol=1e-5)
     assert (found.completeness is None) == (method == "grad_cam")
 
 
@@ -114,6 +129,13 @@ def test_classes_may_stand_in_another_order(files: list[Path]) -> None:
     places = all_of_it.places(chosen)
     assert two.classes == tuple(chosen) == two.members[0].classes
     torch.testing.assert_close(found.logits, whole.logits[:, :, places])
+    for name in chosen:  # and so may what is explained
+        mine, theirs = (
+            one.explain([one.prepare(image)], [name], size=(16, 16), settings=FAST).maps
+            for one in (two, all_of_it)
+        )
+        assert theirs.max() > 0
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_a_multiclass_head_is_asked_as_a_whole(saved_classifier: Saved) -> None:
@@ -162,6 +184,17 @@ def test_committees_that_cannot_be(files: list[Path], saved_classifier: Saved) -
     boxes = saved_classifier(7, "MODEL.FX.SOURCES", "('tbx11k',)", "DATASETS.TASKS", "('loc',)")
     with pytest.raises(CommitteeError, match="no head of image labels; it has tbx11k/loc"):
         build_committee([boxes])
+
+
+def test_a_class_that_only_one_member_has_is_named() -> None:
+    few, more = ("few", ["Edema", "Mass"]), ("more", ["Mass", "Edema", "Hernia"])
+    for members, told in (
+        ((few, more), "only more has Hernia. To do: name the classes; all have Edema, Mass"),
+        ((more, few), "few lacks Hernia. To do: name the classes; all have Mass, Edema"),
+    ):
+        with pytest.raises(CommitteeError, match=f"have different classes: {told}"):
+            _classes(members, None)
+    assert _classes((few, ("other", ["Mass", "Edema"])), None) == ("Edema", "Mass")
 
 
 def test_many_images_are_taken_in_parts(

@@ -113,14 +113,19 @@ def test_a_policy_for_uncertain_labels_moves_the_counts(
     records = [dict(record) for record in load_datasets(["nih14_train"])]
     for record in records[::2]:
         record["labels"] = np.full_like(record["labels"], -1.0)
+    records[1]["labels"] = np.append(np.float32(np.nan), records[1]["labels"][1:])
 
     monkeypatch.setattr(committee_scores, "load_datasets", lambda names: records)
     ignored = score_committee(committee, "nih14_train", quiet=True)
-    ones = LabelPolicy(uncertain=Rule("ones"))
-    counted = score_committee(committee, "nih14_train", policy=ones, quiet=True)
     more = len(records[::2])
-    assert (counted.positives == ignored.positives + more).all()
-    assert (counted.uncertain == more).all() and (ignored.uncertain == more).all()
+    for name in ("ones", "smooth"):  # a label between counts as present too
+        policy = LabelPolicy(uncertain=Rule(name))
+        counted = score_committee(committee, "nih14_train", policy=policy, quiet=True)
+        assert (counted.positives == ignored.positives + more).all()
+        assert (counted.negatives == ignored.negatives).all()
+        assert (counted.uncertain == more).all() and (ignored.uncertain == more).all()
+    known = (ignored.positives + ignored.negatives).tolist()
+    assert known == [len(records) - more - 1] + [len(records) - more] * (len(known) - 1)
 
 
 def test_bad_images_are_counted_and_no_labels_are_an_error(

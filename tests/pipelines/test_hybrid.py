@@ -72,6 +72,13 @@ def test_the_stages_alone_are_the_pipeline(tmp_path: Path) -> None:
     assert np.array_equal(heat.values, whole.maps[0].values)
     assert lungs.rule == "one model" and lungs.members == pytest.approx({"painted": lungs.area})
 
+    class Unsure(PaintedLungs):
+        def probabilities(self, image: object) -> np.ndarray:
+            return 0.6 * super().probabilities(image) + 0.1
+
+    unsure = Hybrid(Unsure(), line.classifier).segment(film)  # type: ignore[arg-type]
+    assert unsure.members == lungs.members and np.array_equal(unsure.mask, lungs.mask)
+
 
 def test_hooks_and_flags_are_gone(tmp_path: Path) -> None:
     line = pipeline()
@@ -98,6 +105,33 @@ def test_the_network_sees_what_it_was_trained_on(tmp_path: Path, mode: str, resi
     sample = FxMapper(classifier.cfg, False, targets=False)(record, "cls", ("x",))  # type: ignore[arg-type]
     assert np.array_equal(image.numpy(), sample["image"].numpy())
     assert content == sample["content_size"]
+
+
+def test_lungs_are_prepared_as_in_training(tmp_path: Path) -> None:
+    """With the margin, the fill and the least side of the classifier's own run."""
+    film = film_with(SQUARE, tmp_path)
+    classifier = bright_classifier(
+        *("INPUT.FX.LUNGS.MODE", "mask+crop", "INPUT.FX.LUNGS.MARGIN", "0.25"),
+        *("INPUT.FX.LUNGS.FILL", "0.5", "INPUT.FX.LUNGS.MIN_SIDE_PX", "100"),
+    )
+    small = np.zeros((300, 240), dtype=bool)
+    small[100:120, 80:160] = True
+    crop = pipeline(classifier).crop(film, LungMask(small))
+    assert crop.shown.mode == "mask+crop" and crop.shown.box == (60, 60, 180, 160)
+    inside = small[60:160, 60:180]
+    assert (crop.shown.image[~inside] == 0.5).all() and (crop.shown.image[inside] != 0.5).all()
+    own = pipeline(classifier, lung_input="crop", margin=0.0).crop(film, LungMask(small))
+    assert own.shown.mode == "crop" and own.shown.box == (70, 60, 170, 160)
+
+
+def test_chance_is_that_of_what_the_classifier_saw(tmp_path: Path) -> None:
+    film = film_with(SQUARE, tmp_path)
+    cut, whole = (pipeline(lung_input=mode)(film) for mode in ("crop", "none"))
+    assert cut.crop is not None
+    x0, y0, x1, y1 = cut.crop.shown.box
+    area = cut.lungs.mask.sum()
+    assert cut.figures[0].even == pytest.approx(area / ((x1 - x0) * (y1 - y0)))
+    assert whole.figures[0].even == pytest.approx(area / (300 * 240))
 
 
 def test_what_the_network_would_pad_is_padded_before(tmp_path: Path) -> None:
@@ -139,16 +173,20 @@ def test_a_film_without_lungs_is_left_at_that(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_another_film_is_refused(tmp_path: Path) -> None:
-    film, big = film_with(SQUARE, tmp_path), LungMask(np.ones((600, 480), dtype=bool))
-    with pytest.raises(DataError, match="600 x 480; expected 300 x 240"):
-        pipeline()(film, big)
+    film = film_with(SQUARE, tmp_path)
+    for filled in (True, False):  # an empty one is no statement about this film either
+        big = LungMask(np.full((600, 480), filled))
+        for stage in (pipeline(), pipeline(lung_input="none").crop):
+            with pytest.raises(DataError, match="600 x 480; expected 300 x 240"):
+                stage(film, big)
 
 
 def test_true_lesions_are_compared_with_the_map_of_their_class(tmp_path: Path) -> None:
     film = film_with(SQUARE, tmp_path)
     square, other = np.zeros((300, 240), dtype=bool), np.zeros((300, 240), dtype=bool)
     square[SQUARE], other[200:240, 150:190] = True, True
-    found = pipeline(method="layer_cam", lung_input="none")(
+    both = ("Mass", "No Finding")  # what no map is of is compared with the first one
+    found = pipeline(method="layer_cam", lung_input="none", classes=both)(
         film, lesions={"Mass": square, "Unknown": other}
     )
     mass, rest = found.lesions

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from fx_d2.pipelines.ensemble_report import EnsembleReport, masks_of
+from fx_d2.pipelines.lung_masks import MaskRecipe
 from fx_d2.pipelines.mask_ensemble import RULES, Cleaning, combine, staple
 
 ALL_OFF = Cleaning(components=0, least=0, fill=0, dilate=0)
@@ -156,3 +160,35 @@ def test_the_default_growth_is_a_rim_not_a_third_lung() -> None:
 def test_bad_input_is_said(call, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         call()
+
+
+def test_the_figures_of_a_report_by_hand() -> None:
+    """Two films of 10 x 10: true lungs of 20 and of 40 pixels, and one without any."""
+    truth = np.zeros((3, 10, 10), dtype=bool)
+    truth[0, :2], truth[1, :4] = True, True
+    said = np.zeros_like(truth)
+    said[0, 1:3] = said[1, :3] = said[2, 9:] = True  # 10 of 20 right, 30 of 30, 0 of 10
+    report = EnsembleReport()
+    for name, mask, true in zip("abc", said, truth, strict=True):
+        report.add(name, {"one": mask}, true)
+    figures = report.figures()["one"]
+    assert report.dice("one") == pytest.approx([0.5, 60 / 70, 0])
+    assert figures["Dice"] == pytest.approx((0.5 + 60 / 70) / 3) and figures["lowest"] == 0
+    assert figures["IoU"] == pytest.approx((1 / 3 + 3 / 4) / 3)
+    # Where there are lungs: how much of them is found, and what is false as a share of them.
+    assert figures["recall"] == pytest.approx((0.5 + 0.75) / 2)
+    assert figures["false area"] == pytest.approx((10 / 20 + 0) / 2)
+    assert figures["area"] == pytest.approx((0.2 + 0.3 + 0.1) / 3)
+    assert figures["area / true"] == pytest.approx(60 / 60)  # of all films together
+    assert report.worst("one", 2) == ["c", "a"]
+
+
+def test_every_rule_is_there_plain_and_cleaned() -> None:
+    given = np.zeros((2, 60, 60), dtype=np.float32)
+    given[:, 10:40, 5:25], given[0, 10:40, 30:50], given[:, 55, 55] = 0.9, 0.9, 0.9
+    recipe = MaskRecipe(threshold=0.6, cleaning=Cleaning(dilate=0))
+    found = masks_of(SimpleNamespace(names=("a", "b"), recipe=recipe), given)  # type: ignore[arg-type]
+    assert list(found) == ["a", "b", *(name for r in RULES for name in (r, f"{r} + cleaning"))]
+    assert found["a"].sum() == 1201 and found["b"].sum() == 601
+    assert found["union"].sum() == 1201 and found["union + cleaning"].sum() == 1200
+    assert found["intersection"].sum() == 601 and found["intersection + cleaning"].sum() == 600

@@ -11,6 +11,7 @@ import pytest
 
 import shortcut_test
 from fx_d2.engine.setup import load_config
+from fx_d2.engine.shortcut import Row
 from fx_d2.engine.trainer import FxTrainer
 
 CONFIG = Path(__file__).parents[2] / "configs/quick_schedules/hybrid_classifier_instant_test.yaml"
@@ -111,6 +112,38 @@ def test_lesions_in_the_lungs_are_no_shortcut(tmp_path, monkeypatch):
     by_part = {row["shown"]: row["figures"]["AUC"] for row in found["rows"]}
     assert by_part["none"] > 0.95
     assert {v["level"] for v in found["verdicts"]} <= {"at chance", "above chance"}, by_part
+
+
+@pytest.mark.parametrize(("high", "levels"), [(0.75, "above chance"), (0.55, "high")])
+def test_what_is_found_is_said_in_words(tmp_path, monkeypatch, capsys, high, levels):
+    """With planted figures; that models come to such figures is what the slow tests show."""
+    aucs, asked = {"none": 0.95, "mask": 0.6, "background": 0.9, "frame": 0.56}, []
+
+    def planted(weights, dataset, *, modes=None, options=()):
+        asked.append((weights, dataset, modes, tuple(options)))
+        for mode in aucs if modes is None else [weights]:
+            auc = aucs[mode]
+            figures = {"AUC": auc, "AUC_low": auc - 0.05, "AUC_high": auc + 0.05}
+            yield Row(weights, weights, mode, figures, {"images": 9, "images_of_dataset": 9})
+
+    monkeypatch.setattr(shortcut_test, "evaluate_parts", planted)
+    arguments = ["--weights", "none", "--trained", "none", "frame", "--dataset", TEST]
+    arguments += ["--out", str(tmp_path / "o"), "--high", str(high), "MODEL.DEVICE", "cpu"]
+    assert shortcut_test.main(arguments) == 0
+    words = ("MODEL.DEVICE", "cpu")
+    assert asked == [
+        ("none", TEST, None, words), ("none", TEST, ("own",), words),
+        ("frame", TEST, ("own",), words),
+    ]  # fmt: skip
+    readings, said = _report(tmp_path / "o"), capsys.readouterr().out
+    rows = {name: [row["shown"] for row in found["rows"]] for name, found in readings.items()}
+    assert rows == {"one_model": list(aucs), "trained_on_each": ["none", "frame"]}
+    told = {name: [v["level"] for v in found["verdicts"]] for name, found in readings.items()}
+    assert told == {"one_model": ["high", levels], "trained_on_each": [levels]}
+    assert "- SHORTCUT: AUC 0.900 (95 % 0.850 to 0.950) from all but the lungs, 0.950 from" in said
+    assert "without the lungs; figures on whole images say little about disease" in said
+    assert said.count("SHORTCUT") == (1 if levels == "above chance" else 3)
+    assert "shortcut.json" in said and (tmp_path / "o/shortcut.md").read_text("utf-8") in said
 
 
 def test_wrong_use(tmp_path, capsys):

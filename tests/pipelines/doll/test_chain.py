@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fx_d2.data.pseudo_masks import FORMAT, MADE_NAME
 from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study import overlaid
 from fx_d2.pipelines.doll.chain import read_chain
-from fx_d2.pipelines.doll.chain_stages import STAGES, ChainRun
+from fx_d2.pipelines.doll.chain_stages import STAGES, ChainRun, chain_datasets
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
@@ -127,3 +129,80 @@ def test_the_chains_of_the_repository_can_be_planned(tmp_path: Path, name: str):
     assert {job.cfg.MODEL.FX.TUNE.MODE for job in jobs if job.arm == "random"} == {"full"}
     assert all(job.then and job.then.score_at == (0.25,) for job in jobs)
     assert len(run.member_jobs(count=False)) == 3
+
+
+def pretrained(run: ChainRun, epochs: dict[int, int]) -> None:
+    """As if every seed were trained and an epoch of each chosen; the weights are no weights."""
+    for seed, epoch in epochs.items():
+        folder, chosen = (
+            run.out / "pretrain" / f"seed{seed}",
+            f"model_epoch_{epoch:03d}.safetensors",
+        )
+        folder.mkdir(parents=True)
+        for name in (chosen, "model_final.safetensors"):
+            (folder / name).write_text(f"{name} of {seed}")
+        run.choice(seed).parent.mkdir(parents=True)
+        run.choice(seed).write_text(json.dumps({"weights": f"/elsewhere/{chosen}"}))
+
+
+def test_what_is_adapted_are_the_chosen_weights_of_each_seed_and_random_ones(tmp_path: Path):
+    run = run_of(tmp_path, seeds=[1, 2])
+    pretrained(run, {1: 2, 2: 1})
+    starts = run.starts()
+    assert {seed: file.name for seed, file in starts.items()} == {
+        1: "model_epoch_002.safetensors",
+        2: "model_epoch_001.safetensors",
+    }
+    jobs = run.target_jobs(starts, count=False)
+    for job in jobs:
+        given = job.body["MODEL"].get("WEIGHTS", "")
+        assert given == (str(starts[job.seed]) if job.arm == "doll" else ""), job.name
+    modes = {(job.arm, job.cfg.MODEL.FX.TUNE.MODE) for job in jobs}
+    assert modes == {("doll", "full"), ("doll", "heads"), ("random", "full")}
+    # Other weights in the same place are another run, of that seed.
+    starts[2].write_text("trained anew")
+    again = run.target_jobs(run.starts(), count=False)
+    moved = {
+        (a.arm, a.seed) for a, b in zip(jobs, again, strict=True) if a.fingerprint != b.fingerprint
+    }
+    assert moved == {("doll", 2)}
+
+
+def test_without_a_probe_the_last_epoch_is_adapted(tmp_path: Path):
+    run = run_of(tmp_path, choose=None)
+    pretrained(run, {1: 1})
+    assert run.starts() == {1: run.out / "pretrain/seed1/model_final.safetensors"}
+
+
+def test_every_seed_is_probed_by_its_own(tmp_path: Path, monkeypatch):
+    run, called = run_of(tmp_path, seeds=[1, 2]), []
+    monkeypatch.setattr(run, "_call", lambda words, _: called.append([str(w) for w in words]))
+    run._choose()
+    for seed, words in zip((1, 2), called, strict=True):
+        told = dict(zip(words[1::2], words[2::2], strict=True))
+        assert told["--run"] == str(run.out / f"pretrain/seed{seed}") and told["SEED"] == str(seed)
+        assert told["--out"] == str(run.choice(seed).parent) and told["--images"] == "3"
+
+
+def test_pretraining_is_scored_on_held_out_masks_and_known_by_them(tmp_path: Path, forget):
+    run = run_of(tmp_path)
+    assert chain_datasets(run.masks, "chestx_det")["DATASETS"] == {
+        "PSEUDO_MASKS": [f"doll={run.masks}"],
+        "TRAIN": ["chestx_det_doll_train"],
+        "TEST": ["chestx_det_doll_val"],
+        "TASKS": ["seg"],
+    }
+    header = {
+        "format": FORMAT, "source": "chestx_det", "dataset": "chestx_det_train",
+        "classes": ["Mass"], "kept": ["Mass"], "shards": 1, "fingerprint": "1",
+        "val_patients": ["p"],
+    }  # fmt: skip
+    run.masks.mkdir(parents=True)
+    known = []
+    for fingerprint in ("1", "1", "2"):
+        body = {**header, "fingerprint": fingerprint}
+        (run.masks / MADE_NAME).write_text(json.dumps(body))
+        (job,) = run.pretrain_jobs(count=False)
+        assert job.cfg.DATASETS.TEST == ("chestx_det_doll_val",)
+        known.append(job.fingerprint)
+    assert known[0] == known[1] != known[2]

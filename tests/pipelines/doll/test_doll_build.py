@@ -139,6 +139,47 @@ def test_the_same_bytes_after_a_kill(tmp_path: Path, toy, monkeypatch) -> None:
         made(three, partial(doll_world.committee, 2))
 
 
+def test_a_shard_is_done_only_if_it_is_of_this_run_and_whole(tmp_path: Path, toy) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    made(here, toy)
+    made(other, toy, replace(SETTINGS, seed=8))
+    good, name = digests(here), "shards/00002.json"
+    foreign = (other / name).read_bytes()
+    own = (here / name).read_bytes()
+    (here / name).write_bytes(foreign)
+    with pytest.raises(DataError, match=r"00002\.json.*shard of another committee"):
+        made(here, toy)
+    (here / name).write_bytes(own)
+    # Measures or a shard of fewer images than it should have are made again.
+    for file in ("measures/00001.json", name):
+        body = json.loads((here / file).read_text())
+        (body if isinstance(body, list) else body["images"]).pop()
+        (here / file).write_text(json.dumps(body))
+        made(here, toy)
+        assert digests(here) == good, file
+
+
+def test_everything_that_decides_the_bytes_is_another_run(tmp_path: Path, toy) -> None:
+    plain = planned(tmp_path, toy).job.fingerprint
+    assert planned(tmp_path / "elsewhere", toy).job.fingerprint == plain
+    records = [dict(r) for r in load_records("doll_toy", "all")]
+    records[3]["labels"] = 1 - records[3]["labels"]
+    relabelled = plan(
+        tmp_path, get_source("doll_toy"), type(load_records("doll_toy", "all"))(records), toy,
+        SETTINGS,
+    )  # fmt: skip
+    weighed = replace(SETTINGS, class_weights={"Left": [1.0, 2.0, 1.0]})
+    others = [
+        relabelled,
+        planned(tmp_path, toy, limit=21),
+        planned(tmp_path, partial(doll_world.committee, 2)),
+        planned(tmp_path, toy, weighed),
+        planned(tmp_path, toy, replace(SETTINGS, labels=LabelRules(min_prob=0.4))),
+        planned(tmp_path, toy, replace(SETTINGS, mask_px=40)),
+    ]
+    assert len({plain, *(one.job.fingerprint for one in others)}) == 7
+
+
 def test_the_report_counts_what_an_independent_computation_counts(tmp_path: Path, toy) -> None:
     report = made(tmp_path, toy)
     records = list(load_records("doll_toy", "all"))

@@ -71,6 +71,15 @@ def test_it_is_a_source_with_splits_by_patient(folder: Path) -> None:
         register_folder("doll", other)
 
 
+def test_a_config_is_the_same_whatever_was_read_before_it(folder: Path) -> None:
+    """Else a run that one process began would be one of other settings to the next."""
+    words = ["DATASETS.PSEUDO_MASKS", f"('doll={folder}',)"]
+    first, again = load_config("", words), load_config("", words)
+    assert "doll_toy_doll" in builtin.SOURCES and first.dump() == again.dump()
+    root = load_config("", [*words, "DATASETS.ROOTS.doll_toy_doll", str(folder)]).DATASETS.ROOTS
+    assert root.doll_toy_doll == str(folder)  # it may be stated all the same
+
+
 def test_the_mapper_tells_pixel_by_pixel_what_is_known(folder: Path) -> None:
     register_folder("doll", folder)
     still = [f"INPUT.FX.AUG.SEG.{key}" for key in ("ROTATE_DEG", "SHIFT", "SCALE")]
