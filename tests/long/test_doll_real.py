@@ -19,9 +19,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("FX_D2_REAL_SAMPLES") or ROOT.parent / "shared" / "real")
 LUNGS = ("Left Lung", "Right Lung")
-# Of the mean over the folds of Dice on held-out films. A network that draws the same mean lungs on
-# every film stays below; that one start is better than the other is not asked for.
-FLOOR = 0.8
+# To be exceeded by the mean over the folds of Dice on held-out films. The mean lungs of the other
+# films, drawn on every one, reach 0.81. That one start is better is not asked for.
+FLOOR = 0.84
 
 
 def run_doll(chain: str, out: Path, *words: object) -> None:
