@@ -13,7 +13,7 @@ from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study import overlaid
 from fx_d2.pipelines.doll.chain import read_chain
 from fx_d2.pipelines.doll.chain_stages import ChainRun
-from fx_d2.pipelines.doll.chain_targets import AdaptRun
+from fx_d2.pipelines.doll.chain_targets import AdaptRun, Pretrained
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
@@ -98,6 +98,14 @@ def test_a_seed_has_its_own_fold_and_the_epoch_that_was_chosen(tmp_path: Path):
 def test_without_a_choice_the_last_epoch_is_adapted(tmp_path: Path):
     run = run_of(tmp_path, other_chain(tmp_path / "other", chosen=False))
     assert {path.name for path in run.pretrained.starts().values()} == {"model_final.safetensors"}
+
+
+def test_the_start_of_a_seed_is_known_when_its_pre_training_is_finished(tmp_path: Path):
+    had = Pretrained(tmp_path, (1, 2), chosen=False)
+    assert not had.all_known()
+    other_chain(tmp_path, (1,), chosen=False)
+    assert had.known(1) and not had.known(2) and not had.all_known()
+    assert not Pretrained(tmp_path, (1,), chosen=True).known(1)
 
 
 def prints(run: AdaptRun) -> dict[str, str]:
