@@ -4,6 +4,7 @@
     python tools/run_doll.py --chain configs/doll/chain_phantom.yaml --out output/doll --list
     python tools/run_doll.py --chain configs/doll/chain_phantom.yaml --out output/doll --jobs 2
     python tools/run_doll.py --chain FILE --out DIR --until explain
+    python tools/run_doll.py --chain FILE --from output/doll --out DIR   # a chain of targets alone
 
 classify -> explain -> pretrain -> choose -> adapt, after a synthetic world where the file asks for
 one. Each training, and each other tool, is a process of its own. A call that was interrupted is
@@ -21,9 +22,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -35,9 +37,10 @@ from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study_folder import locked
 from fx_d2.engine.study_plan import datasets_below
 from fx_d2.engine.tool_calls import terminated_like_interrupted
-from fx_d2.pipelines.doll.chain import read_chain
+from fx_d2.pipelines.doll.chain import Chain, read_chain
 from fx_d2.pipelines.doll.chain_report import NAME, write_summary
 from fx_d2.pipelines.doll.chain_stages import ChainRun
+from fx_d2.pipelines.doll.chain_targets import AdaptRun
 from fx_d2.report.stages import Stage, duration, run_stages, seconds_of, states_of
 
 STATE = "stages.json"
@@ -52,6 +55,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--chain", required=True, metavar="FILE", help="YAML, see docs/systems/doll.md")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of everything")
+    add(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DIR",
+        help="folder of another chain, whose pre-trained networks are adapted",
+    )
     add("--jobs", type=whole(1), default=1, metavar="N", help="processes at once (default 1)")
     add("--until", default="", metavar="STAGE", help="stop after this stage")
     add("--list", action="store_true", help="show the stages and what is done; run nothing")
@@ -79,7 +89,9 @@ def _listed(stages: Sequence[Stage], state_file: Path) -> str:
 
 
 def _about(args: argparse.Namespace) -> dict[str, str]:
-    words = ["tools/run_doll.py", "--chain", args.chain, "--out", args.out, "--jobs", args.jobs]
+    words = ["tools/run_doll.py", "--chain", args.chain]
+    words += ["--from", args.start] if args.start else []
+    words += ["--out", args.out, "--jobs", args.jobs]
     return {
         "chain": f"`{args.chain}`, fx_d2 {fx_d2.__version__}",
         "command": f"`{' '.join(map(str, words))}`",
@@ -87,6 +99,25 @@ def _about(args: argparse.Namespace) -> dict[str, str]:
         f"OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'shared out')}",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def made_of(
+    chain: Chain, args: argparse.Namespace, finished: Callable[[], Any]
+) -> ChainRun | AdaptRun:
+    """The whole chain, or its end with the networks of another one."""
+    tools = Path(__file__).resolve().parent
+    if chain.pretrain is not None:
+        if args.start is not None:
+            raise WrongUse(f"--from has no use: {args.chain} pre-trains networks of its own")
+        return ChainRun(chain, args.out, tools, args.jobs, finished)
+    if args.start is None:
+        raise WrongUse(
+            f"{args.chain} has targets and no pre-training; name the folder of a chain that has "
+            "it: --from DIR"
+        )
+    if not args.start.is_dir():
+        raise WrongUse(f"--from {args.start} is no folder")
+    return AdaptRun(chain, args.start, args.out, tools, args.jobs, finished)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         with datasets_below(made.world):
             return write_summary(made, _about(args), seconds_of(state_file))
 
-    made = ChainRun(chain, args.out, Path(__file__).resolve().parent, args.jobs, report)
+    made = made_of(chain, args, report)
     with terminated_like_interrupted(), datasets_below(made.world):
         stages = made.stages()
         todo = chosen(stages, args.until)

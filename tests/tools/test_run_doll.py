@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from own_process import call
 
 import run_doll
@@ -14,6 +15,7 @@ from fx_d2.pipelines.doll.chain_stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "configs/quick_schedules/doll_chain_instant_test.yaml"
+TARGETS = ROOT / "configs/doll/chain_covid19_seg.yaml"
 
 
 @pytest.fixture
@@ -45,6 +47,10 @@ def test_the_list_makes_nothing(command, tmp_path: Path):
         (("--chain", "nowhere.yaml"), "there is no chain file nowhere.yaml"),
         (("--out", "file"), "is a file"),
         (("--jobs", "0"), "whole number from 1"),
+        (("--from", "."), "--from has no use"),
+        (("--chain", TARGETS), "name the folder of a chain that has it: --from DIR"),
+        (("--chain", TARGETS, "--from", "nowhere"), "--from nowhere is no folder"),
+        (("--chain", TARGETS, "--from", "."), "has no finished pre-training"),
     ],
 )
 def test_wrong_use_is_one_line(command, tmp_path: Path, monkeypatch, words, told):
@@ -56,7 +62,7 @@ def test_wrong_use_is_one_line(command, tmp_path: Path, monkeypatch, words, told
 
 
 @pytest.mark.slow
-def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path):
+def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path, monkeypatch):
     out = tmp_path / "out"
     words = ("--chain", QUICK, "--out", out, "--jobs", "2")
     code, said = call("run_doll", *words, stop_at="explaining chestx_det_train")
@@ -97,3 +103,17 @@ def test_the_chain_is_ended_and_continued_to_its_summary(command, tmp_path: Path
     code, said = call("run_doll", "--chain", QUICK, "--out", out)
     assert code == 0 and said.count("done before") == 6
     assert (out / "pretrain/seed1/log").read_bytes() == log
+
+    # Its networks serve another chain.
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(out / "world"))
+    quick = yaml.safe_load(QUICK.read_text("utf-8"))
+    own = {**quick["targets"]["jsrt"], "modes": ["heads"], "cache": 64}
+    own["config"] = str(QUICK.parent / own["config"])
+    file, again = tmp_path / "targets.yaml", tmp_path / "again"
+    file.write_text(yaml.safe_dump({"targets": {"jsrt": own}, "seeds": [1]}), "utf-8")
+    code, said = call("run_doll", "--chain", file, "--from", out, "--out", again)
+    assert code == 0, said
+    other = json.loads((again / "summary.json").read_text("utf-8"))
+    assert [(row["start"], row["mode"]) for row in other["targets"]] == [("doll", "heads")]
+    assert other["epochs"] == body["epochs"] and (again / "cache/jsrt").is_dir()
+    assert chosen["weights"] in (again / "doll/seed1/then/jsrt_heads/run.yaml").read_text("utf-8")

@@ -35,6 +35,8 @@ _KEYS = (
     "random",
 )
 _TRAINING_KEYS = ("config", "layers", "overrides")
+# Without these, a chain adapts what another one has pre-trained.
+_BEFORE = ("members", "masks", "pretrain")
 _SPEC_KEYS = ("head", "layer", "weight")
 _MEMBER_KEYS = (*_TRAINING_KEYS, "seed", "path", *_SPEC_KEYS)
 # Named by the chain itself.
@@ -106,10 +108,15 @@ class Target:
     Args:
         runs: few-shot runs; ``full`` is all images.
         modes: of ``MODEL.FX.TUNE.MODE``, each by itself.
+        folds: whether every seed has a fold of its own: of as many as there are seeds, of all
+            images of the source.
+        cache: shorter side in pixels of its images, decoded once; 0 decodes them every time.
     """
 
     runs: Then
     modes: tuple[str, ...]
+    folds: bool = False
+    cache: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,8 @@ class Chain:
         common: nested settings of every training.
         members: of the committee.
         masks: see :class:`Masks`.
-        pretrain: its datasets are the masks.
+        pretrain: its datasets are the masks. None, as for the masks, where the networks of another
+            chain are adapted.
         choose: None takes the last epoch.
         targets: by name.
         seeds: of pre-training and adapting, each once.
@@ -135,8 +143,8 @@ class Chain:
     world: World | None
     common: Tree
     members: tuple[ChainMember, ...]
-    masks: Masks
-    pretrain: Training
+    masks: Masks | None
+    pretrain: Training | None
     choose: Probe | None
     targets: tuple[Target, ...]
     seeds: tuple[int, ...]
@@ -156,26 +164,50 @@ def read_chain(file: str | Path) -> Chain:
 
 
 def _chain(file: Path, raw: Any) -> Chain:
-    given = mapping(raw, "a chain", _KEYS, needed=("members", "masks", "pretrain"))
+    given = mapping(raw, "a chain", _KEYS)
+    if not any(key in given for key in _BEFORE) and given.get("targets"):
+        return _chain_of_targets(file, given)
+    given = mapping(raw, "a chain", needed=_BEFORE)
     members = mapping(given["members"], "members")
     if not members:
         raise ValueError("members is empty; name one classifier or more")
-    targets = mapping(given.get("targets") or {}, "targets")
     pretrain = mapping(given["pretrain"], "pretrain", _TRAINING_KEYS)
     chosen = given.get("choose")
     return Chain(
-        file=file,
-        title=text(given.get("title", file.stem), "title"),
-        world=read_world(given["world"]) if given.get("world") is not None else None,
-        common=settings(given.get("common"), "common"),
         members=tuple(_member(file, _named(name), item) for name, item in members.items()),
         masks=_masks(file, given["masks"]),
         pretrain=_training(file, pretrain, "pretrain"),
         choose=None if chosen is None else _probe(file, chosen),
-        targets=tuple(_target(file, _named(name), item) for name, item in targets.items()),
-        seeds=seeds(given.get("seeds", [0]), "seeds"),
-        random=flag(given.get("random", True), "random"),
+        world=read_world(given["world"]) if given.get("world") is not None else None,
+        **_ending(file, given),
     )
+
+
+def _chain_of_targets(file: Path, given: Mapping[str, Any]) -> Chain:
+    """Adapting alone."""
+    for key in ("world", "choose"):
+        if given.get(key) is not None:
+            raise ValueError(f"{key} has no use without {', '.join(_BEFORE)}")
+    return Chain(
+        members=(), masks=None, pretrain=None, choose=None, world=None, **_ending(file, given)
+    )
+
+
+def _ending(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What every chain has."""
+    targets = mapping(given.get("targets") or {}, "targets")
+    found = {
+        "file": file,
+        "title": text(given.get("title", file.stem), "title"),
+        "common": settings(given.get("common"), "common"),
+        "targets": tuple(_target(file, _named(name), item) for name, item in targets.items()),
+        "seeds": seeds(given.get("seeds", [0]), "seeds"),
+        "random": flag(given.get("random", True), "random"),
+    }
+    folded = [target.runs.name for target in found["targets"] if target.folds]
+    if folded and len(found["seeds"]) < 2:
+        raise ValueError(f"targets.{folded[0]}.folds: a fold per seed, and there is one seed")
+    return found
 
 
 def _named(name: str) -> str:
@@ -258,5 +290,8 @@ def _target(file: Path, name: str, raw: Any) -> Target:
     for key in ("weights", "seeds"):
         if key in given:
             raise ValueError(f"{where} has {key!r}, which the chain sets")
+    folds = flag(given.pop("folds", False), f"{where}.folds")
+    cache = whole(given.pop("cache", 0), f"{where}.cache", 0)
     given = {"images": ["full"], "draws": 1, **given}
-    return Target(read_then(file, file, "targets", name, given, "untrained"), tuple(modes))
+    runs = read_then(file, file, "targets", name, given, "untrained")
+    return Target(runs, tuple(modes), folds, cache)

@@ -15,6 +15,7 @@ from fx_d2.engine.study_report import gather
 from fx_d2.report.stages import duration
 
 from .chain_stages import ChainRun
+from .chain_targets import AdaptRun
 from .report_text import CONSENSUS, number, table
 
 FORMAT = "fx_d2 doll chain 1"
@@ -22,7 +23,9 @@ NAME = "summary"
 _SCORE = "seg/mIoU"
 
 
-def write_summary(run: ChainRun, about: Mapping[str, str], seconds: Mapping[str, float]) -> str:
+def write_summary(
+    run: ChainRun | AdaptRun, about: Mapping[str, str], seconds: Mapping[str, float]
+) -> str:
     """Write ``summary.md`` and ``summary.json``; the Markdown is returned.
 
     Args:
@@ -38,7 +41,7 @@ def write_summary(run: ChainRun, about: Mapping[str, str], seconds: Mapping[str,
 
 
 def summary(
-    run: ChainRun, about: Mapping[str, str], seconds: Mapping[str, float]
+    run: ChainRun | AdaptRun, about: Mapping[str, str], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Plain values of what is finished."""
     report = _json(run.masks / "report.json")
@@ -61,7 +64,7 @@ def _json(file: Path) -> Any:
         return None  # not finished
 
 
-def _members(run: ChainRun) -> list[dict[str, Any]]:
+def _members(run: ChainRun | AdaptRun) -> list[dict[str, Any]]:
     """Of those that the chain trained; the AUC is that of their own test datasets."""
     found = []
     for job in run.members:
@@ -96,10 +99,10 @@ def _masks(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _epochs(run: ChainRun) -> list[dict[str, Any]]:
-    if run.chain.choose is None:
+def _epochs(run: ChainRun | AdaptRun) -> list[dict[str, Any]]:
+    if not run.pretrained.chosen:
         return []
-    found = [(seed, _json(run.choice(seed))) for seed in run.chain.seeds]
+    found = [(seed, _json(run.pretrained.choice(seed))) for seed in run.chain.seeds]
     return [
         {
             "seed": seed,
@@ -111,16 +114,17 @@ def _epochs(run: ChainRun) -> list[dict[str, Any]]:
     ]
 
 
-def _targets(run: ChainRun) -> list[dict[str, Any]]:
+def _targets(run: ChainRun | AdaptRun) -> list[dict[str, Any]]:
     """One row per target, start, mode and number of images, over seeds and draws."""
     chain = run.chain
-    if not chain.targets or not run.start_is_known():
+    if not chain.targets or not run.pretrained.all_known():
         return []
     by_name = {
         f"{t.runs.name}_{mode}": (t.runs.name, mode) for t in chain.targets for mode in t.modes
     }
     found: dict[tuple[str, str, int], dict[str, list[float]]] = {}
-    for row in gather(run.target_study(), run.target_jobs(run.starts(), count=False)).rows:
+    jobs = run.targets.jobs(run.pretrained.starts(), count=False)
+    for row in gather(run.targets.study(), jobs).rows:
         if row.then:
             place = found.setdefault((row.arm, row.then, row.images), {})
             place[row.figure] = list(row.values)

@@ -7,16 +7,12 @@ adapting when the epochs are chosen.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from fx_d2.data.atomic import write_atomically
 from fx_d2.data.build import source_of
@@ -24,8 +20,8 @@ from fx_d2.data.catalog import load_records
 from fx_d2.data.errors import DataError
 from fx_d2.data.pseudo_masks import MADE_NAME
 from fx_d2.engine.setup import ConfigError
-from fx_d2.engine.study import UNTRAINED, Arm, Study, Then, Tree, overlaid
-from fx_d2.engine.study_folder import DONE, check_folders, last_line, locked, result_of, state_of
+from fx_d2.engine.study import Arm, Study, Tree, overlaid
+from fx_d2.engine.study_folder import DONE, state_of
 from fx_d2.engine.study_plan import (
     FINAL,
     Job,
@@ -37,20 +33,17 @@ from fx_d2.engine.study_plan import (
     sources_of,
     world_of,
 )
-from fx_d2.engine.study_runs import Runner, make_data
-from fx_d2.engine.tool_calls import call_tool
+from fx_d2.engine.study_runs import make_data
 from fx_d2.engine.weights import digest
 from fx_d2.phantom.world import read_mark
 from fx_d2.report.stages import Stage
 
 from .chain import Chain, ChainMember, Training
+from .chain_calls import Calls
+from .chain_targets import NAME, Pretrained, Targets, common_of
 from .settings import DollSettings, SettingsError, load_settings
 
 STAGES = ("world", "classify", "explain", "pretrain", "choose", "adapt")
-NAME = "doll"  # of the masks: the source chestx_det_doll
-RANDOM = "random"
-# Every score of segmentation is mIoU, as in the paper.
-_METRICS = {"FORGETTING": {"METRICS": ["cls=AUC", "loc=AP40", "seg=mIoU"]}}
 _EPOCHS = {"SOLVER": {"FX": {"KEEP_EPOCHS": True}}}
 
 
@@ -76,11 +69,15 @@ class ChainRun:
         jobs: int = 1,
         finished: Callable[[], None] = lambda: None,
     ) -> None:
-        self.chain, self.out, self._tools = chain, out.expanduser().absolute(), tools
-        self._jobs, self._finished = jobs, finished
+        if chain.masks is None or chain.pretrain is None:
+            raise ConfigError(f"{chain.file} is of targets alone; see AdaptRun")
+        self.chain, self.out, self._jobs = chain, out.expanduser().absolute(), jobs
+        self._masks, self._network = chain.masks, chain.pretrain
         self.masks = self.out / "masks"
         self.world = world_of(self.out) if chain.world is not None else None
         self._world = chain.world
+        self._calls = Calls(self.out, tools, self.world, jobs, finished)
+        self.pretrained = Pretrained(self.out, chain.seeds, chain.choose is not None)
         self.settings = self._mask_settings()
         self.source = self._explained()
         # Every training as far as it is known: what is wrong shows here, not after days.
@@ -88,12 +85,12 @@ class ChainRun:
         self._before_masks = plan(
             self._study(self._pretraining(), chain.seeds), self.out, count=False
         )
-        self._targets = self.target_jobs(None, count=False)
+        self.targets = Targets(chain, self.out)
         self._probe = None
         if chain.choose is not None:
             self._probe = loaded(self._body(chain.choose.training), f"{chain.file}: choose")
         if self._world is not None:
-            used = [*self.members, *self._targets]
+            used = [*self.members, *self.targets.planned]
             if self._probe is not None:
                 used.append(replace(self._before_masks[0], cfg=self._probe))
             keys = [self.source, *self._world.sources]
@@ -116,8 +113,9 @@ class ChainRun:
              self._pretrain, self._pretrained, True),
             ("choose", "trying every epoch on a small target", self._choose, self._chosen,
              chain.choose),
+            (*self.targets.data_stage(self._calls), self.targets.data_settings()),
             ("adapt", f"adapting to {', '.join(t.runs.name for t in chain.targets)}", self._adapt,
-             self._adapted, chain.targets),
+             self.targets.adapted, chain.targets),
         ]  # fmt: skip
         before = ""
         stages: list[Stage] = []
@@ -144,14 +142,16 @@ class ChainRun:
             facts = self.settings
             members = [[m.name, m.path, dict(m.spec)] for m in chain.members]
             chosen = [facts.dataset, list(facts.exclude), vars(facts.quality), facts.val_share]
-            return [facts.deciding(), chosen, members, chain.masks.limit]
+            return [facts.deciding(), chosen, members, self._masks.limit]
         if name == "pretrain":
             return [job.fingerprint for job in self._before_masks]
         if name == "choose":
             assert chain.choose is not None and self._probe is not None
             cfg = self._probe.dump().replace(str(self.out), "")
             return [cfg, chain.choose.images, chain.choose.draws, list(chain.seeds)]
-        return [job.fingerprint for job in self._targets]
+        if name == "data":
+            return self.targets.data_settings()
+        return [job.fingerprint for job in self.targets.planned]
 
     # Planning
 
@@ -179,64 +179,23 @@ class ChainRun:
 
     def _pretraining(self) -> Training:
         """The pre-training, not yet of the masks."""
-        given = self.chain.pretrain
+        given = self._network
         if self.chain.choose is None:
             return given
         return replace(given, overrides=overlaid(given.overrides, _EPOCHS))
 
-    def target_jobs(self, starts: Mapping[int, Path] | None, *, count: bool = True) -> list[Job]:
-        """Adapting, and the same from random weights.
-
-        Args:
-            starts: the weights of every seed; None where they are not known yet.
-            count: whether the records may be read.
-        """
-        jobs: list[Job] = []
-        if not self.chain.targets:
-            return jobs
-        for job in plan(self.target_study(), self.out, count=count):
-            if job.arm == NAME and starts is not None:
-                file = starts[job.seed]
-                body = overlaid(job.body, {"MODEL": {"WEIGHTS": str(file)}})
-                job = replace(job, body=body, key={**job.key, "weights of": digest(file)})
-            jobs.append(job)
-        return jobs
-
-    def target_study(self) -> Study:
-        """Adapting as a study: an arm from the masks, one from random weights."""
-        chain = self.chain
-        arms = [
-            Arm(NAME, "pre-trained on the masks", UNTRAINED, (), {}, (),
-                tuple(self._then(t.runs, mode) for t in chain.targets for mode in t.modes)),
-        ]  # fmt: skip
-        if chain.random:
-            plain = tuple(self._then(t.runs, "full") for t in chain.targets if "full" in t.modes)
-            arms += [Arm(RANDOM, "from random weights", UNTRAINED, (), {}, (), plain)]
-        first = chain.targets[0].runs
-        return Study(
-            chain.file, chain.title, self._world, (), first.config, self._common(), 0, (),
-            chain.seeds, tuple(arm for arm in arms if arm.then),
-        )  # fmt: skip
-
-    def _then(self, runs: Then, mode: str) -> Then:
-        own = overlaid(self._common(), runs.overrides)
-        tune = {"MODEL": {"FX": {"TUNE": {"MODE": mode}}}}
-        return replace(runs, name=f"{runs.name}_{mode}", overrides=overlaid(own, tune), weights="")
-
     def _study(self, what: Training, seeds: Sequence[int], name: str = "pretrain") -> Study:
         """One training as a study of one arm."""
         arm = Arm(name, "", "", what.layers, what.overrides, (), ())
+        common = common_of(self.chain)
         return Study(
-            self.chain.file, self.chain.title, self._world, (), what.config, self._common(), 0, (),
+            self.chain.file, self.chain.title, self._world, (), what.config, common, 0, (),
             tuple(seeds), (arm,),
         )  # fmt: skip
 
-    def _common(self) -> Tree:
-        return overlaid(_METRICS, self.chain.common)
-
     def _body(self, what: Training) -> Tree:
         """The config file of what no study plans."""
-        body = overlaid({"_BASE_": str(what.config)}, self._common())
+        body = overlaid({"_BASE_": str(what.config)}, common_of(self.chain))
         if self._world is not None and self._world.cache:
             body = overlaid(body, {"INPUT": {"FX": {"CACHE": str(cache_of(self.out))}}})
         if what.layers:
@@ -246,11 +205,11 @@ class ChainRun:
     def _mask_settings(self) -> DollSettings:
         """Checked as the tool will do it; the members are those of the chain."""
         chain = self.chain
-        file = str(chain.masks.config or "")
+        file = str(self._masks.config or "")
         try:
             load_settings(file)
             tree = yaml.safe_load(Path(file).read_text("utf-8")) if file else {}
-            self._mask_tree = overlaid(tree, chain.masks.overrides)
+            self._mask_tree = overlaid(tree, self._masks.overrides)
             self._mask_tree["members"] = [self._as_spec(member) for member in chain.members]
             words = [w for k, v in self._mask_tree.items() for w in (k, yaml.safe_dump(v))]
             found = load_settings("", words)
@@ -278,15 +237,15 @@ class ChainRun:
     # Working
 
     def _make_world(self) -> None:
-        study = self._study(self.chain.pretrain, ())
-        make_data(study, [*self.members, *self._targets], self.out, self._jobs)
+        study = self._study(self._network, ())
+        make_data(study, [*self.members, *self.targets.planned], self.out, self._jobs)
 
     def _world_there(self) -> bool:
         assert self._world is not None and self.world is not None
         return set(self._world.sources) <= set((read_mark(self.world) or {}).get("sources", ()))
 
     def _classify(self) -> None:
-        self._run(self.member_jobs())
+        self._calls.train(self.member_jobs())
 
     def _classified(self) -> bool:
         return all(state_of(job) == DONE for job in self.members)
@@ -294,11 +253,11 @@ class ChainRun:
     def _explain(self) -> None:
         file, reading = self.out / "masks.yaml", self.out / "reading.yaml"
         write_atomically(file, as_file(self._mask_tree))
-        write_atomically(reading, as_file(self._body(replace(self.chain.pretrain, layers=()))))
+        write_atomically(reading, as_file(self._body(replace(self._network, layers=()))))
         words = ["make_pseudo_masks.py", "--out", self.masks, "--config-file", file]
         words += ["--reading", reading, "--workers", self._jobs]
-        words += ["--limit", self.chain.masks.limit] if self.chain.masks.limit else []
-        self._call(words, "explain")
+        words += ["--limit", self._masks.limit] if self._masks.limit else []
+        self._calls.tool(words, "explain")
         with datasets_below(self.world):
             pretrain = self.pretrain_jobs(count=False)[0]
             for name in (*pretrain.cfg.DATASETS.TRAIN, *pretrain.cfg.DATASETS.TEST):
@@ -309,11 +268,10 @@ class ChainRun:
                     )  # fmt: skip
 
     def _pretrain(self) -> None:
-        self._run(self.pretrain_jobs())
+        self._calls.train(self.pretrain_jobs())
 
     def _pretrained(self) -> bool:
-        folders = [self.out / "pretrain" / f"seed{seed}" for seed in self.chain.seeds]
-        return all((f / FINAL).is_file() and (f / "results.json").is_file() for f in folders)
+        return all(map(self.pretrained.trained, self.chain.seeds))
 
     def _choose(self) -> None:
         probe = self.chain.choose
@@ -321,63 +279,16 @@ class ChainRun:
         file = self.out / "choose" / "probe.yaml"
         write_atomically(file, as_file(self._body(probe.training)))
         for seed in self.chain.seeds:
-            words = ["best_epoch.py", "--run", self.out / "pretrain" / f"seed{seed}"]
+            words = ["best_epoch.py", "--run", self.pretrained.folder(seed)]
             words += ["--config-file", file, "--images", probe.images, "--draws", probe.draws]
-            words += ["--out", self.choice(seed).parent, "SEED", seed]
-            self._call(words, f"choose, seed {seed}")
-
-    def choice(self, seed: int) -> Path:
-        """What was recommended of the epochs of a seed."""
-        return self.out / "choose" / f"seed{seed}" / "best_epoch.json"
+            words += ["--out", self.pretrained.choice(seed).parent, "SEED", seed]
+            self._calls.tool(words, f"choose, seed {seed}")
 
     def _chosen(self) -> bool:
-        return all(self.choice(seed).is_file() for seed in self.chain.seeds)
-
-    def start_is_known(self) -> bool:
-        """Whether :meth:`starts` can be asked."""
-        return self._pretrained() and (self.chain.choose is None or self._chosen())
-
-    def starts(self) -> dict[int, Path]:
-        """The weights that are adapted, of every seed."""
-        found = {}
-        for seed in self.chain.seeds:
-            folder = self.out / "pretrain" / f"seed{seed}"
-            found[seed] = folder / FINAL
-            if self.chain.choose is not None:
-                name = Path(json.loads(self.choice(seed).read_text("utf-8"))["weights"]).name
-                found[seed] = folder / name
-        return found
+        return all(self.pretrained.choice(seed).is_file() for seed in self.chain.seeds)
 
     def _adapt(self) -> None:
-        self._run(self.target_jobs(self.starts()))
-
-    def _adapted(self) -> bool:
-        return all(result_of(job).is_file() for job in self._targets)
-
-    def _run(self, jobs: Sequence[Job]) -> None:
-        check_folders(jobs)
-        found = Runner(self.out, self._tools, self.world, self._jobs, self._finished).run(jobs)
-        for name, line in found.failed.items():
-            raise DataError(
-                f"{name} failed: {line}", fix=f"see its log in {self.out}, then call again"
-            )
-
-    def _call(self, words: Sequence[object], what: str) -> None:
-        """A tool that is no training; it goes on by itself where it was interrupted."""
-        tool, *rest = (str(word) for word in words)
-        log = self.out / "logs" / f"{tool.removesuffix('.py')}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-        command = [sys.executable, str(self._tools / tool), *rest]
-        bar = tqdm(desc=what, bar_format="{desc} [{elapsed}]", disable=not sys.stderr.isatty())
-
-        def show() -> None:
-            bar.set_description_str(f"{what}: {last_line(log)[:100]}")
-
-        with bar, locked(self.out) as lock:
-            code = call_tool(command, log, environment, lock, show)
-        if code:
-            raise DataError(f"{tool} ended with {code}: {last_line(log)}", file=log)
+        self._calls.train(self.targets.jobs(self.pretrained.starts()))
 
 
 def chain_datasets(masks: Path, source: str) -> Tree:

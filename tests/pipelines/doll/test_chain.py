@@ -121,7 +121,7 @@ def test_the_chains_of_the_repository_can_be_planned(tmp_path: Path, name: str):
     run = ChainRun(read_chain(CONFIGS / "doll" / name), tmp_path, TOOLS)
     stages = [stage.name for stage in run.stages()]
     assert stages == [s for s in STAGES if s != "world" or "phantom" in name]
-    jobs = run.target_jobs(None, count=False)
+    jobs = run.targets.planned
     assert {job.seed for job in jobs} == {1, 2, 3}
     assert {job.arm for job in jobs} == {"doll", "random"}
     modes = {job.cfg.MODEL.FX.TUNE.MODE for job in jobs if job.arm == "doll"}
