@@ -13,6 +13,7 @@ from fx_d2.data.pseudo_masks import FORMAT, MADE_NAME
 from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.study import overlaid
 from fx_d2.pipelines.doll.chain import read_chain
+from fx_d2.pipelines.doll.chain_calls import Calls
 from fx_d2.pipelines.doll.chain_stages import STAGES, ChainRun, chain_datasets
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -141,19 +142,20 @@ def pretrained(run: ChainRun, epochs: dict[int, int]) -> None:
         folder.mkdir(parents=True)
         for name in (chosen, "model_final.safetensors"):
             (folder / name).write_text(f"{name} of {seed}")
-        run.choice(seed).parent.mkdir(parents=True)
-        run.choice(seed).write_text(json.dumps({"weights": f"/elsewhere/{chosen}"}))
+        choice = run.pretrained.choice(seed)
+        choice.parent.mkdir(parents=True)
+        choice.write_text(json.dumps({"weights": f"/elsewhere/{chosen}"}))
 
 
 def test_what_is_adapted_are_the_chosen_weights_of_each_seed_and_random_ones(tmp_path: Path):
     run = run_of(tmp_path, seeds=[1, 2])
     pretrained(run, {1: 2, 2: 1})
-    starts = run.starts()
+    starts = run.pretrained.starts()
     assert {seed: file.name for seed, file in starts.items()} == {
         1: "model_epoch_002.safetensors",
         2: "model_epoch_001.safetensors",
     }
-    jobs = run.target_jobs(starts, count=False)
+    jobs = run.targets.jobs(starts, count=False)
     for job in jobs:
         given = job.body["MODEL"].get("WEIGHTS", "")
         assert given == (str(starts[job.seed]) if job.arm == "doll" else ""), job.name
@@ -161,7 +163,7 @@ def test_what_is_adapted_are_the_chosen_weights_of_each_seed_and_random_ones(tmp
     assert modes == {("doll", "full"), ("doll", "heads"), ("random", "full")}
     # Other weights in the same place are another run, of that seed.
     starts[2].write_text("trained anew")
-    again = run.target_jobs(run.starts(), count=False)
+    again = run.targets.jobs(run.pretrained.starts(), count=False)
     moved = {
         (a.arm, a.seed) for a, b in zip(jobs, again, strict=True) if a.fingerprint != b.fingerprint
     }
@@ -171,17 +173,17 @@ def test_what_is_adapted_are_the_chosen_weights_of_each_seed_and_random_ones(tmp
 def test_without_a_probe_the_last_epoch_is_adapted(tmp_path: Path):
     run = run_of(tmp_path, choose=None)
     pretrained(run, {1: 1})
-    assert run.starts() == {1: run.out / "pretrain/seed1/model_final.safetensors"}
+    assert run.pretrained.starts() == {1: run.out / "pretrain/seed1/model_final.safetensors"}
 
 
 def test_every_seed_is_probed_by_its_own(tmp_path: Path, monkeypatch):
     run, called = run_of(tmp_path, seeds=[1, 2]), []
-    monkeypatch.setattr(run, "_call", lambda words, _: called.append([str(w) for w in words]))
+    monkeypatch.setattr(Calls, "tool", lambda _, words, *__: called.append(list(map(str, words))))
     run._choose()
     for seed, words in zip((1, 2), called, strict=True):
         told = dict(zip(words[1::2], words[2::2], strict=True))
         assert told["--run"] == str(run.out / f"pretrain/seed{seed}") and told["SEED"] == str(seed)
-        assert told["--out"] == str(run.choice(seed).parent) and told["--images"] == "3"
+        assert told["--out"] == str(run.pretrained.choice(seed).parent) and told["--images"] == "3"
 
 
 def test_pretraining_is_scored_on_held_out_masks_and_known_by_them(tmp_path: Path, forget):
