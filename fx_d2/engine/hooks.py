@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicCheckpointer
 
 from fx_d2.data.build import build_joint_schedule
 
@@ -77,6 +78,25 @@ class JointMix(HookBase):
         """Stop the loader's workers."""
         trainer: Any = self.trainer
         trainer.data_loader.close()
+
+
+class Checkpoints(PeriodicCheckpointer):
+    """A checkpoint every period, and ``model_final`` also where only that was missing.
+
+    The last numbered checkpoint comes a moment before the final one. A run that is killed between
+    them has no step left to do, so that nothing would ever write the second.
+    """
+
+    def before_train(self) -> None:
+        """Write what a run that is over lacks."""
+        super().before_train()
+        trainer, checkpointer = cast(Any, self.trainer), cast(FxCheckpointer, self.checkpointer)
+        newest = Path(checkpointer.get_checkpoint_file() or self.file_prefix).stem
+        if trainer.start_iter < trainer.max_iter or newest == f"{self.file_prefix}_final":
+            return
+        trainer.iter = trainer.start_iter - 1  # a resumed run is one ahead
+        checkpointer.save(f"{self.file_prefix}_final", iteration=trainer.iter)
+        trainer.iter += 1
 
 
 class KeepEpochs(HookBase):

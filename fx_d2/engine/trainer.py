@@ -31,7 +31,7 @@ from .checks import check_heads
 from .cycle import PhaseAt
 from .cycle_config import build_plan, check_same_lines, cycle_choice, with_max_iter
 from .forgetting import ForgettingHook
-from .hooks import JointMix, KeepBest, KeepEpochs
+from .hooks import Checkpoints, JointMix, KeepBest, KeepEpochs
 from .lock_release import LockReleaseHook, refreshed
 from .metric_hooks import EarlyStopping, Plateau, TrainingStopped
 from .optimizer import build_optimizer
@@ -123,9 +123,7 @@ class FxTrainer(DefaultTrainer):
         if cfg.TEST.PRECISE_BN.ENABLED:
             result.append(PreciseBN(cfg, forgetting.is_due if forgetting else lambda: False))
         if main:
-            result.append(
-                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-            )
+            result.append(Checkpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
             if cfg.SOLVER.FX.KEEP_EPOCHS:
                 result.append(KeepEpochs(self.checkpointer, cfg.CYCLE.CYCLES, self.max_iter))
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))

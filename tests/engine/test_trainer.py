@@ -15,7 +15,7 @@ from detectron2.engine import HookBase
 from runs import DieAt, Stop, train
 
 from fx_d2.data.errors import DataError
-from fx_d2.engine.checkpoint import read_description
+from fx_d2.engine.checkpoint import FxCheckpointer, read_description
 from fx_d2.engine.setup import ConfigError
 from fx_d2.engine.step import NonFiniteLoss
 from fx_d2.engine.trainer import FxTrainer
@@ -63,6 +63,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one(toy_cfg: MakeCfg):
     assert resumed.storage.history("total_loss").values() == steps[5:]
     expected, found = log_of(whole), log_of(cut)
     assert [found[i]["lr"] for i in range(12)] == [expected[i]["lr"] for i in range(12)]
+
+
+def test_a_run_killed_before_its_final_checkpoint_gets_it(toy_cfg: MakeCfg, monkeypatch):
+    """After the last step's numbered checkpoint there is no step left that would write it."""
+    whole, cut = toy_cfg("whole"), toy_cfg("cut")
+    for cfg in (whole, cut):
+        cfg.SOLVER.CHECKPOINT_PERIOD = 6  # of 12 iterations
+    train(whole)
+    real = FxCheckpointer.save
+
+    def killed(self: FxCheckpointer, name: str, **facts: Any) -> None:
+        if name == "model_final":
+            raise Stop
+        real(self, name, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FxCheckpointer, "save", killed)
+        with pytest.raises(Stop):
+            train(cut)
+    assert not (Path(cut.OUTPUT_DIR) / "model_final.safetensors").exists()
+    assert train(cut, resume=True).start_iter == 12
+    assert same(weights(whole), weights(cut))
+    (first, last) = [(Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() for cfg in (whole, cut)]
+    assert first == last == "model_final.safetensors"
+    for cfg in (whole, cut):
+        cfg.SOLVER.MAX_ITER = 14
+        train(cfg, resume=True)
+    assert same(weights(whole), weights(cut))
 
 
 def test_a_finished_run_can_be_prolonged(toy_cfg: MakeCfg):
