@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from fx_d2.data.formats.contract import ImageFacts, LoadedImage
+from fx_d2.data.lesion_mix.audit import _changed, _Limits
 from fx_d2.data.lesion_mix.build import Written, _account, _part_is_there
+from fx_d2.data.lesion_mix.correlation import Comparison
 from fx_d2.data.lesion_mix.mixer import LesionMixer
 from fx_d2.data.lesion_mix.place import matching
 from fx_d2.data.lesion_mix.plan import Stock
@@ -129,3 +131,10 @@ def test_a_part_is_there_with_all_its_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     assert _part_is_there(tmp_path, 0, items)  # type: ignore[arg-type]
     assert not _part_is_there(tmp_path, 0, items[:1])  # type: ignore[arg-type]
+
+
+def test_each_limit_of_the_correlations_counts_alone() -> None:
+    limits = _Limits(MixSettings(chance=0.0), np.zeros((2, 2)), 1.0)
+    for r, largest, named in ((0.91, 0.09, ""), (0.89, 0.0, "MIN_R"), (1.0, 0.11, "MAX_DIFF")):
+        found = _changed(Comparison(largest, (0, 1), r), "ab", limits)
+        assert len(found) == bool(named) and named in "".join(found)
